@@ -1,0 +1,68 @@
+"""Errors for people: what is wrong where, what was allowed, what to type. The command line turns them into exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+
+class UserError(Exception):
+    """Something the user can put right; the message is complete and needs no traceback."""
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" if a word like it is allowed, and the allowed words."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return f"{hint} Allowed: {', '.join(names) or 'nothing'}."
+
+
+def unknown(what: str, word: str, allowed: Iterable[str], then: str = "") -> UserError:
+    """Return the error for a name that does not exist."""
+    return UserError(f"unknown {what} '{word}'.{nearest(word, allowed)}" + (f" {then}" if then else ""))
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    """Find the pydantic model inside Optional, tuple, list and dict."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, list, tuple, dict):
+        for argument in reversed(get_args(annotation)):
+            if (found := _inner_model(argument)) is not None:
+                return found
+    return None
+
+
+def _allowed_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that were allowed where an unknown one stands."""
+    current: type[BaseModel] | None = model
+    for part in location[:-1]:
+        if current is not None and part in current.model_fields:
+            current = _inner_model(current.model_fields[str(part)].annotation)
+    return sorted(current.model_fields) if current is not None else []
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Turn a pydantic error into one line per fault: dotted path, what is wrong, what was allowed."""
+    lines = []
+    for fault in error.errors():
+        path = prefix + ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{path}: unknown key.{nearest(str(fault['loc'][-1]), _allowed_at(model, fault['loc']))}")
+        elif fault["type"] == "missing":
+            lines.append(f"{path}: is missing.")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{path}: {message[0].lower()}{message[1:]}, got {fault['input']!r:.80}.")
+    return lines
+
+
+def invalid(file: Path | str, faults: Iterable[str]) -> UserError:
+    """Return the error for a file with faults, all of them at once."""
+    return UserError(f"{file} is not valid:\n" + "\n".join(f"  {fault}" for fault in faults))
