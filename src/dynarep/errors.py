@@ -1,4 +1,4 @@
-"""Errors for people: what is wrong where, what was allowed, what to type. The command line turns them into exit code 2."""
+"""Errors for people: what is wrong where, what was allowed, what to type. The command line exits with 2."""
 
 from __future__ import annotations
 

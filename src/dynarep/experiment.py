@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from dynarep import envs
-from dynarep.configs import AgentConfig, EnvironmentConfig, PartConfig, ProtocolConfig, registry
+from dynarep.configs import AgentConfig, Config, EnvironmentConfig, ProtocolConfig, registry
 from dynarep.errors import UserError, explain, invalid, nearest, unknown
 from dynarep.schema import TIERS, Claim, ExperimentFile, Group, TierFile, budget_model
 
@@ -115,7 +115,7 @@ class Experiment:
 
     def _group_jobs(self, name: str, tier: str) -> Iterator[Job]:
         group = self.spec.runs[name]
-        for index in range(len(group.budget.get(tier, ()))):  # type: ignore[call-overload]
+        for index in range(len(group.blocks(tier))):
             budget = self._budget(group, tier, index)
             for task in budget.get("tasks", ()):
                 for variant in group.variants or tuple(self.spec.variants):
@@ -125,7 +125,7 @@ class Experiment:
 
     def _budget(self, group: Group, tier: str, index: int) -> dict[str, Any]:
         """Overlay the tier's budget with the experiment's own."""
-        own = group.budget[tier][index]  # type: ignore[index]
+        own = group.blocks(tier)[index]
         return {"first_seed": 0, **_tier(self.file.parents[1], tier).budget, **own}
 
     def _resolve(self, group: Group, variant: str, budget: Mapping[str, Any], task: str) -> RunConfig:
@@ -140,9 +140,9 @@ class Experiment:
             (AgentConfig, group.agent, group.settings.agent, arm.agent),
             (ProtocolConfig, group.protocol, group.settings.protocol, arm.protocol),
         ):
-            part = registry(kind)[chosen]  # type: ignore[type-abstract]
+            part = registry(kind)[chosen]
             parts.append(part.model_validate(base | {k: v for k, v in budget.items() if k in part.budget} | own))
-        return RunConfig(environment, parts[0], parts[1])  # type: ignore[arg-type]
+        return RunConfig(environment, parts[0], parts[1])
 
     def faults(self) -> list[str]:
         """Return everything wrong with the file that its schema alone cannot see."""
@@ -150,17 +150,15 @@ class Experiment:
         metrics: set[str] = set()
         for name, group in spec.runs.items():
             for kind, chosen in ((AgentConfig, group.agent), (ProtocolConfig, group.protocol)):
-                if chosen not in registry(kind):  # type: ignore[type-abstract]
+                if chosen not in registry(kind):
                     word = "agent" if kind is AgentConfig else "protocol"
-                    faults.append(f"runs.{name}.{word}: unknown {word} '{chosen}'.{nearest(chosen, registry(kind))}")  # type: ignore[type-abstract]
-            for variant in group.variants or ():
-                if variant not in spec.variants:
-                    faults.append(
-                        f"runs.{name}.variants: unknown variant '{variant}'.{nearest(variant, spec.variants)}"
-                    )
+                    faults.append(f"runs.{name}.{word}: unknown {word} '{chosen}'.{nearest(chosen, registry(kind))}")
+            where = f"runs.{name}.variants"
+            for variant in set(group.variants or ()) - set(spec.variants):
+                faults += [f"{where}: unknown variant '{variant}'.{nearest(variant, spec.variants)}"]
             if not faults:
                 faults += self._budget_faults(name, group)
-                metrics |= registry(ProtocolConfig)[group.protocol].metrics  # type: ignore[type-abstract]
+                metrics |= registry(ProtocolConfig)[group.protocol].metrics
         if faults:
             return faults
         for index, panel in enumerate(spec.figure.panels):
@@ -188,17 +186,15 @@ class Experiment:
 
     def _budget_faults(self, name: str, group: Group) -> list[str]:
         """Check each tier's budget and resolve every run once."""
-        faults = []
-        agent, protocol = registry(AgentConfig)[group.agent], registry(ProtocolConfig)[group.protocol]  # type: ignore[type-abstract]
+        faults: list[str] = []
+        agent, protocol = registry(AgentConfig)[group.agent], registry(ProtocolConfig)[group.protocol]
         usable = {"tasks", "seeds", "first_seed", "seeds_per_job"} | agent.budget | protocol.budget
         for tier, blocks in group.budget.items():
             for index, block in enumerate(blocks):
                 where = f"runs.{name}.budget.{tier}.{index}."
                 before = len(faults)
-                for key in set(block) - usable:
-                    faults.append(
-                        f"{where}{key}: not a budget key of {group.agent} and {group.protocol}.{nearest(key, usable)}"
-                    )
+                owner = f"not a budget key of {group.agent} and {group.protocol}"
+                faults += [f"{where}{key}: {owner}.{nearest(key, usable)}" for key in block if key not in usable]
                 if len(faults) == before:
                     try:
                         budget_model().model_validate(block)
@@ -224,9 +220,10 @@ class Experiment:
         return faults
 
 
-def _part_of(error: ValidationError) -> type[PartConfig] | type[EnvironmentConfig]:
-    parts = [*registry(AgentConfig).values(), *registry(ProtocolConfig).values(), EnvironmentConfig]  # type: ignore[type-abstract]
-    return next(part for part in parts if part.__name__ == error.title)  # type: ignore[return-value]
+def _part_of(error: ValidationError) -> type[Config]:
+    """Return the configuration class that refused."""
+    parts: list[type[Config]] = [*registry(AgentConfig).values(), *registry(ProtocolConfig).values(), EnvironmentConfig]
+    return next(part for part in parts if part.__name__ == error.title)
 
 
 def _name_faults(
@@ -277,7 +274,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; UserError names file and line."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""

@@ -29,7 +29,7 @@ def budget_model() -> type[Config]:
     fields = dict(_RUN_LEVEL)
     for part in (*registry(AgentConfig).values(), *registry(ProtocolConfig).values()):
         for key in sorted(part.budget):
-            fields[key] = (Optional[part.model_fields[key].annotation], None)
+            fields[key] = (Optional[part.model_fields[key].annotation], None)  # noqa: UP045
     return create_model("Budget", __base__=Config, **fields)
 
 
@@ -44,9 +44,9 @@ class TierFile(Config):
 class Settings(Config):
     """Hyperparameters that differ from the defaults, for all variants of a group or for one variant."""
 
-    environment: dict[str, Any] = {}
-    agent: dict[str, Any] = {}
-    protocol: dict[str, Any] = {}
+    environment: dict[str, Any] = hp({}, "keys of EnvironmentConfig")
+    agent: dict[str, Any] = hp({}, "keys of the agent's configuration")
+    protocol: dict[str, Any] = hp({}, "keys of the protocol's configuration")
 
 
 class Group(Config):
@@ -58,6 +58,10 @@ class Group(Config):
     settings: Settings = Settings()
     variants: tuple[str, ...] | None = None
     budget: dict[Tier, tuple[dict[str, Any], ...]]
+
+    def blocks(self, tier: str) -> tuple[dict[str, Any], ...]:
+        """Return a tier's budget blocks; empty where the group has no runs."""
+        return {str(name): blocks for name, blocks in self.budget.items()}.get(tier, ())
 
 
 class Variant(Settings):

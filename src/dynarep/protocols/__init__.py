@@ -42,6 +42,12 @@ class Metrics:
             for rows, value in zip(self.rows, per_seed, strict=True):
                 rows.append(Row(agent_step, frame, update, metric, float(value)))
 
+    def csv(self, index: int) -> str:
+        """Return one seed's rows as metrics.csv: nine digits tell every float32 apart."""
+        lines = [",".join(Row._fields)]
+        lines += [f"{r.agent_step},{r.frame},{r.update},{r.metric},{r.value:.9g}" for r in self.rows[index]]
+        return "\n".join(lines) + "\n"
+
     def latest(self, metric: str) -> list[float]:
         """Return the newest value of each seed that has one."""
         return [next(r.value for r in reversed(rows) if r.metric == metric) for rows in self.rows if rows]

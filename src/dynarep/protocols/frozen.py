@@ -88,7 +88,8 @@ class Frozen(Protocol):
     @torch.no_grad()
     def measure(self) -> None:
         """Record the critic's error on training, held-out and on-policy transitions, and its values."""
-        agent, values = self.agent, {}
+        agent = self.agent
+        values: dict[str, Tensor] = {}
         generators = [stream(seed, "measure", self.done) for seed in self.seeds]
         sets = {
             "train": self.replay.rows(draw(generators, self.replay.size, (TRAIN_ROWS,))),

@@ -1,0 +1,236 @@
+"""One job: a block of seeds in, one record per seed out. The same path by hand and from the DAG.
+
+    for every seed: finished by this code already? then nothing to do
+    build the protocol; continue from its checkpoint if there is one
+    advance until done, checkpointing now and then; on SIGINT or SIGTERM checkpoint and stop
+    write every seed's metrics and manifest; remove the checkpoint
+
+When a checkpoint is written changes nothing in the numbers: protocols continue to the same bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import io
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynarep import __version__, fingerprint, records
+from dynarep.errors import UserError
+from dynarep.experiment import Job, span
+from dynarep.protocols import Protocol, Row
+
+CHECKPOINT_SECONDS = 60.0  # ours: at most this much work is lost to a kill
+Report = Callable[[int, int, dict[str, float]], None]
+
+
+class StoppedError(Exception):
+    """The job was asked to stop and has saved its state."""
+
+
+def root() -> Path:
+    """Return the checkout this package runs from."""
+    return Path(__file__).resolve().parents[2]
+
+
+def pending(job: Job, results: Path, redo: bool = False) -> list[int]:
+    """Return the seeds of a job that still have to be trained.
+
+    Raises:
+        RecordError: a seed has a run that this code did not make, or that cannot be believed, and `redo` is off.
+    """
+    if redo:
+        return list(job.seeds)
+    ours = (fingerprint.of_parts(job.config.agent, job.config.protocol), fingerprint.of_lock(root()))
+    todo = []
+    for seed, path in zip(job.seeds, job.folders(), strict=True):
+        folder = results / path
+        theirs = records.made_by(folder)
+        if theirs is None:
+            todo.append(seed)
+        elif theirs != ours:
+            what = "code" if theirs[0] != ours[0] else "package versions"
+            raise records.RecordError(
+                f"{folder}: was made by other {what}. Add --redo to replace it, or pass --results with another folder."
+            )
+        else:
+            records.read(folder, job.config, seed)
+    return todo
+
+
+def train(job: Job, results: Path, report: Report | None = None, redo: bool = False) -> list[int]:
+    """Train what is missing of a job and write its records.
+
+    Args:
+        job: what to train.
+        results: the folder of runs.
+        report: called with units done, units in all and current numbers.
+        redo: replace runs that exist.
+
+    Returns:
+        The seeds trained now; empty if all were there.
+
+    Raises:
+        UserError: see `pending`; a folder that cannot be written; another process at the same job.
+        StoppedError: after SIGINT or SIGTERM, with a checkpoint written.
+    """
+    records.check_writable(results)
+    folder = results / job.config.folder()
+    if not pending(job, results, redo):
+        return []
+    with _only_one(folder / f".seeds={span(job.seeds)}.lock"):
+        todo = pending(job, results, redo)
+        if todo:
+            _train(job, results, todo, report or (lambda done, total, now: None))
+    return todo
+
+
+def _train(job: Job, results: Path, seeds: list[int], report: Report) -> None:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    started, cpu = time.perf_counter(), time.process_time()
+    protocol = _build(job, seeds)
+    checkpoint = results / job.config.folder() / f".seeds={span(seeds)}.checkpoint"
+    history = _resume(protocol, job, seeds, checkpoint)
+    with _stop_requested() as stop:
+        saved = time.monotonic()
+        while protocol.done < protocol.total:
+            report(protocol.done, protocol.total, protocol.advance())
+            stopping = bool(stop)
+            if stopping or (time.monotonic() - saved > CHECKPOINT_SECONDS and protocol.done < protocol.total):
+                spent = {"wall_s": time.perf_counter() - started, "cpu_s": time.process_time() - cpu}
+                _save(protocol, job, seeds, checkpoint, [*history, {"stopped_at": protocol.done, **spent}])
+                saved = time.monotonic()
+            if stopping and protocol.done < protocol.total:
+                raise StoppedError(
+                    f"stopped at {protocol.done} of {protocol.total}; the same command continues from there"
+                )
+    cost = {
+        "wall_s": round(time.perf_counter() - started, 3),
+        "cpu_s": round(time.process_time() - cpu, 3),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "seeds_in_job": len(seeds),
+    }
+    for index, seed in enumerate(seeds):
+        folder = results / job.config.folder() / f"seed={seed}"
+        records.write(folder, protocol.metrics.csv(index), _manifest(job, seed, cost, history))
+    checkpoint.unlink(missing_ok=True)
+
+
+def _build(job: Job, seeds: list[int]) -> Protocol:
+    module, name = job.config.protocol.implementation.split(":")
+    protocol: type[Protocol] = getattr(importlib.import_module(module), name)
+    return protocol(job.config.environment, job.config.agent, job.config.protocol, seeds)
+
+
+def _manifest(job: Job, seed: int, cost: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
+    parts = (job.config.agent, job.config.protocol)
+    return {
+        "dynarep": __version__,
+        "identity": job.config.identity(),
+        "seed": seed,
+        "config": job.config.content(),
+        "made_for": {"experiment": job.experiment, "variant": job.variant, "task": job.task, "tier": job.tier},
+        "streams": "PCG64(SeedSequence(seed, spawn_key=sha256(purpose)[:16]))",
+        "code": {"fingerprint": fingerprint.of_parts(*parts), **records.git_state(root())},
+        "lock": fingerprint.of_lock(root()),
+        "versions": records.versions(),
+        "machine": {
+            "cpu": records.cpu_model(),
+            "device": "cpu",
+            "threads": torch.get_num_threads(),
+            "kernels": torch.backends.cpu.get_cpu_capability(),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+        },
+        "cost": cost,
+        "resumed": history,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+# -- checkpoints --------------------------------------------------------------------------------------------------
+
+
+def _mark(job: Job, seeds: list[int]) -> dict[str, Any]:
+    """Return what a checkpoint must agree with to be continued."""
+    code = fingerprint.of_parts(job.config.agent, job.config.protocol)
+    return {"identity": job.config.identity(), "code": code, "lock": fingerprint.of_lock(root()), "seeds": seeds}
+
+
+def _save(protocol: Protocol, job: Job, seeds: list[int], path: Path, history: list[dict[str, Any]]) -> None:
+    rows = [[tuple(row) for row in per_seed] for per_seed in protocol.metrics.rows]
+    buffer = io.BytesIO()
+    torch.save(
+        {"mark": _mark(job, seeds), "done": protocol.done, "rows": rows, "history": history, "state": protocol.state()},
+        buffer,
+    )
+    records.atomic_write(path, buffer.getvalue())
+
+
+def _resume(protocol: Protocol, job: Job, seeds: list[int], path: Path) -> list[dict[str, Any]]:
+    """Continue from a checkpoint if it is of this very job; return the history of earlier stops."""
+    if not path.exists():
+        return []
+    try:
+        saved = torch.load(path, weights_only=True)
+        same = saved["mark"] == _mark(job, seeds)
+    except Exception as error:  # a torn or foreign file: whatever is wrong with it, starting over is right
+        print(f"{path}: not a usable checkpoint ({type(error).__name__}); starting over.", file=sys.stderr)
+        return []
+    if not same:
+        print(f"{path}: was made by other code or for other seeds; starting over.", file=sys.stderr)
+        return []
+    protocol.load(saved["state"])
+    protocol.done = saved["done"]
+    protocol.metrics.rows = [[Row(*row) for row in per_seed] for per_seed in saved["rows"]]
+    history: list[dict[str, Any]] = saved["history"]
+    return history
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, however it ends."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be written: {error.strerror}.") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{path.parent}: another process is training this job. Wait for it, or stop it.") from None
+        yield
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _stop_requested() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one acts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread (tests): signals go where they always went
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
