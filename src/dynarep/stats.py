@@ -1,0 +1,274 @@
+"""Estimates from few seeds: intervals, p-values, and how many seeds would have been enough.
+
+A *run* is one number per seed, a *stratum* the runs of one task. Scores are a list with one 1-D array per task (lengths
+may differ), a matrix (runs x tasks) in rliable's layout, or one 1-D array for a single task.
+
+**Why the verdict interval is Student's t and not the percentile bootstrap.** The field's convention (rliable)
+under-covers with 5 to 10 seeds: resampling n values knows neither the n-1 of the variance nor the tails of t. Measured
+coverage of nominal 95 % intervals in per cent, t / bootstrap, by the distribution of the (paired, log) differences
+(40,000 data sets for t, 10,000 with 1,000 resamples for the bootstrap: Monte-Carlo error 0.1 and 0.4):
+
+    tasks x seeds                        1 x 5       1 x 10        2 x 5       2 x 10
+    normal                         95.2 / 83.5  95.0 / 89.7  95.7 / 87.8  95.0 / 91.8
+    Student t3 (heavy tails)       96.2 / 83.2  95.9 / 89.3  96.5 / 87.4  95.9 / 90.9
+    log-normal, sigma 0.5          91.4 / 80.3  91.8 / 87.4  93.0 / 84.9  93.2 / 89.9
+    log-normal, sigma 1            81.8 / 72.0  83.6 / 80.2  85.2 / 78.1  87.0 / 83.6
+    difference of two such         97.5 / 82.5  96.7 / 87.8  97.4 / 86.0  96.5 / 89.9
+
+Heavy tails do no harm; skew does, and neither interval repairs it. Hence ratios are analysed as logarithms and arms
+are paired: two arms with the same law have a symmetric difference. Distrust `level` on skewed values, use `log_level`.
+
+Both intervals are functions of the values alone: runs and tasks are sorted first and every resampling has its own keyed
+generator, so neither the order of files nor another estimate moves an interval.
+
+**Zero spread.** Identical values in every stratum leave t nothing to divide by, and an interval of no width would be
+false certainty. The sign test still holds: all n runs of a task lie on one side of its median with probability 2^(1-n)
+at most. So p is the sum of 2^(1-n) over tasks (1 at the null itself), and the interval is the point where that sum is
+at most .05 (six seeds of one task), else unbounded.
+"""
+
+import hashlib
+import json
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special  # scipy.stats says the same, and takes 1.5 s to import
+
+Array = npt.NDArray[np.float64]
+Scores = Sequence[npt.ArrayLike] | npt.NDArray[Any]
+Statistic = Callable[..., Array]
+Key = Sequence[str | int]
+
+CONFIDENCE = 0.95
+RESAMPLES = 50_000  # rliable's default
+MAX_SEEDS = 10_000
+_CHUNK = 2**18  # resampled values held at once, 2 MB per array; the result does not depend on it
+_ROUNDING = 16 * np.finfo(np.float64).eps  # relative spread below which values count as identical
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A point and its 95 % two-sided interval on the reported scale (a ratio for the log estimates)."""
+
+    point: float
+    low: float  # Student's t, stratified by task; unbounded where nothing can be said (a task with a single run)
+    high: float
+    p: float  # two-sided, against the null given to the estimator; p < .05 exactly where the null is outside
+    n: int  # (paired) runs, the smallest over the strata
+    strata: int  # tasks
+    spread: float  # pooled within-task standard deviation, natural log scale for ratios; NaN if every task has one run
+    boot_low: float  # percentile bootstrap, for comparison
+    boot_high: float
+
+
+def rng(*key: str | int) -> np.random.Generator:
+    """Return a generator that depends on the key alone: the same key gives the same draws, whatever else ran before."""
+    digest = hashlib.sha256(json.dumps(key, default=operator.index).encode()).digest()
+    return np.random.default_rng(np.random.SeedSequence(int.from_bytes(digest)))
+
+
+def iqm(x: npt.ArrayLike, axis: int | None = -1) -> Array:
+    """Interquartile mean, rliable's `aggregate_iqm`: the mean without the lowest and the highest int(n/4) values.
+
+    Args:
+        x: run scores. rliable pools the runs of all tasks, which is `axis=None`.
+        axis: the axis to average over.
+
+    Raises:
+        ValueError: a NaN (sorting would trim it away in silence), or nothing to average.
+    """
+    values = np.asarray(x, dtype=np.float64)
+    values = values.ravel() if axis is None else np.moveaxis(values, axis, -1)
+    n = values.shape[-1]
+    if n == 0 or np.isnan(values).any():
+        raise ValueError("iqm: no values" if n == 0 else "iqm: NaN among the scores; give diverged runs a floor first")
+    cut = n // 4
+    mean: Array = np.sort(values, axis=-1)[..., cut : n - cut].mean(axis=-1)
+    return mean
+
+
+def bootstrap(scores: Scores, statistic: Statistic, reps: int = RESAMPLES, key: Key = ()) -> tuple[float, float]:
+    """95 % percentile interval of the stratified bootstrap: whole runs are resampled within each task.
+
+    Args:
+        scores: see the module's docstring.
+        statistic: called as `statistic(x, axis=-1)` on (resamples, runs of all tasks), tasks by number of runs; returns
+            one number per resample. `iqm` and `np.mean` fit as they are.
+        reps: number of resamples.
+        key: names the random stream.
+
+    Raises:
+        ValueError: a value that is not finite, an empty stratum, or a statistic of the wrong shape.
+    """
+    strata = _canonical(_strata(scores, "scores"))
+    sizes = np.array([len(s) for s in strata])
+    size, first = np.repeat(sizes, sizes), np.repeat(sizes.cumsum() - sizes, sizes)
+    pool, generator = np.concatenate(strata), rng(*key)
+    results = np.empty(reps)
+    rows = max(1, _CHUNK // pool.size)
+    for start in range(0, reps, rows):
+        part = results[start : start + rows]
+        # floor(u * n) stays below n: u <= 1 - 2^-53
+        draw = (generator.random((part.size, pool.size)) * size).astype(np.intp) + first
+        result = np.asarray(statistic(pool[draw], axis=-1))
+        if result.shape != part.shape:
+            raise ValueError(f"statistic: shape {result.shape} for {part.size} resamples; reduce axis=-1, nothing else")
+        part[:] = result
+    low, high = np.quantile(results, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def paired_log_ratio(numerator: Scores, denominator: Scores, null: float = 1.0, key: Key = ()) -> Estimate:
+    """Estimate numerator/denominator: geometric mean over a task's paired runs, then over tasks with equal weights.
+
+    Raises:
+        ValueError: arms that do not pair up, or a value that is not positive and finite.
+    """
+    top, bottom = _strata(numerator, "numerator", positive=True), _strata(denominator, "denominator", positive=True)
+    return _estimate(_paired("numerator", top, "denominator", bottom), null, key, ratio=True)
+
+
+def paired_difference(a: Scores, b: Scores, null: float = 0.0, key: Key = ()) -> Estimate:
+    """Estimate a - b: mean over a task's paired runs, then over tasks with equal weights.
+
+    Raises:
+        ValueError: arms that do not pair up, or a value that is not finite.
+    """
+    return _estimate(_paired("a", _strata(a, "a"), "b", _strata(b, "b")), null, key, ratio=False)
+
+
+def level(a: Scores, null: float, key: Key = ()) -> Estimate:
+    """Estimate the mean of one arm: over a task's runs, then over tasks with equal weights."""
+    return _estimate([(values, np.zeros_like(values)) for values in _strata(a, "a")], null, key, ratio=False)
+
+
+def log_level(a: Scores, null: float, key: Key = ()) -> Estimate:
+    """Estimate the geometric mean of one arm: over a task's runs, then over tasks with equal weights."""
+    arms = [(values, np.ones_like(values)) for values in _strata(a, "a", positive=True)]
+    return _estimate(arms, null, key, ratio=True)
+
+
+def holm(p: dict[str, float]) -> dict[str, float]:
+    """Holm's step-down adjusted p-values, in the order given. Source: Holm (1979), Scand. J. Statist. 6, 65-70."""
+    adjusted, floor = {}, 0.0
+    for rank, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
+        if not 0 <= value <= 1:
+            raise ValueError(f"holm: p[{name!r}] is {value}, not in [0, 1]")
+        adjusted[name] = floor = max(floor, min(1.0, (len(p) - rank) * value))
+    return {name: adjusted[name] for name in p}
+
+
+def seeds_needed(spread: float, effect: float, strata: int = 1, alpha: float = 0.05, power: float = 0.8) -> int | None:
+    """Seeds per task with which the two-sided t test finds the effect, in its own direction, with the given power.
+
+    Args:
+        spread: within-task standard deviation on the analysis scale (`Estimate.spread`), taken as equal in all tasks.
+        effect: distance from the null on the analysis scale: log(point / null) for ratios, point - null otherwise.
+        strata: number of tasks.
+        alpha: level of the test.
+        power: wanted probability of finding the effect.
+
+    Returns:
+        The smallest number; None above `MAX_SEEDS`, without an effect, or with an unknown (NaN) spread.
+    """
+    if not (np.isfinite(spread) and np.isfinite(effect)) or effect == 0:
+        return None
+    if spread <= 0:  # the module's rule for zero spread
+        return next((n for n in range(2, MAX_SEEDS + 1) if _sign_test([n] * strata) <= alpha), None)
+
+    def reached(n: int) -> bool:
+        dof = strata * (n - 1)
+        critical = special.stdtrit(dof, 1 - alpha / 2)
+        miss = special.nctdtr(dof, abs(effect) / spread * np.sqrt(n * strata), critical)
+        return not miss > 1 - power  # nctdtr says NaN where the probability of a miss is below the smallest double
+
+    low, high = 1, MAX_SEEDS
+    if not reached(high):
+        return None
+    while high - low > 1:  # power grows with n: bisection
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
+
+
+def _strata(scores: Scores, name: str, positive: bool = False) -> list[Array]:
+    """Return one checked 1-D array per task."""
+    if isinstance(scores, np.ndarray) and scores.ndim <= 2:
+        scores = list(np.atleast_2d(scores.T))  # the columns of (runs x tasks), or the only task
+    strata = [np.asarray(values, dtype=np.float64) for values in scores]
+    if not strata:
+        raise ValueError(f"{name}: no strata")
+    for i, values in enumerate(strata):
+        if values.ndim != 1 or not values.size:
+            raise ValueError(f"{name}: stratum {i} has shape {values.shape}; give one non-empty 1-D array per task")
+        bad = np.flatnonzero(~np.isfinite(values) | (positive & (values <= 0)))
+        if bad.size:
+            where = f"{name}: stratum {i}, index {bad[0]} is {values[bad[0]]}"
+            raise ValueError(f"{where}, not {'positive and ' * positive}finite; cap diverged runs first")
+    return strata
+
+
+def _paired(name_a: str, a: list[Array], name_b: str, b: list[Array]) -> list[tuple[Array, Array]]:
+    """Return (a, b) per task, or say where they do not pair up."""
+    if len(a) != len(b):
+        raise ValueError(f"{name_a} has {len(a)} strata, {name_b} has {len(b)}; both need the same tasks")
+    pairs = list(zip(a, b, strict=True))
+    for i, (x, y) in enumerate(pairs):
+        if x.size != y.size:
+            raise ValueError(f"stratum {i}: {x.size} runs in {name_a}, {y.size} in {name_b}; pair them by seed first")
+    return pairs
+
+
+def _canonical(strata: list[Array]) -> list[Array]:
+    """Sort runs and tasks by value: the bytes of a result must not depend on the order in which files were listed."""
+    return sorted((np.sort(values) for values in strata), key=lambda values: (values.size, *values))
+
+
+def _sign_test(sizes: Sequence[int]) -> float:
+    """Bound the chance that the runs of at least one task all lie on one side of that task's median."""
+    return min(1.0, sum(2.0 ** (1 - n) for n in sizes))
+
+
+def _estimate(arms: list[tuple[Array, Array]], null: float, key: Key, ratio: bool) -> Estimate:
+    """Stratified one-sample t on the differences of the arms, equal weight per task, with Welch-Satterthwaite dof."""
+    if not np.isfinite(null) or (ratio and null <= 0):
+        raise ValueError(f"null is {null}, not {'positive and ' * ratio}finite")
+    if ratio:
+        arms, null = [(np.log(x), np.log(y)) for x, y in arms], float(np.log(null))
+    magnitude = max(float(np.abs(arm).max()) for pair in arms for arm in pair)
+    rounding = _ROUNDING * max(magnitude, float(ratio))  # a logarithm inherits the relative error of its argument
+
+    strata = _canonical([x - y for x, y in arms])
+    sizes = np.array([len(values) for values in strata])
+    means = np.array([values.mean() for values in strata])
+    squares = np.array([((values - mean) ** 2).sum() for values, mean in zip(strata, means, strict=True)])
+    point, dof = float(means.mean()), sizes - 1
+    spread = float(np.sqrt(squares.sum() / dof.sum())) if dof.any() else float("nan")
+    weight = np.repeat(1 / (len(strata) * sizes), sizes)
+    boot = bootstrap(strata, lambda x, axis: x @ weight, RESAMPLES, key)
+
+    half, p = np.inf, 1.0
+    if not dof.all():  # a task with a single run: its variance is unknown, and so is everything else
+        boot = (-np.inf, np.inf)
+    elif spread <= rounding:
+        spread, sign = 0.0, _sign_test(sizes.tolist())
+        half = 0.0 if sign <= 1 - CONFIDENCE else np.inf
+        p = 1.0 if abs(point - null) <= rounding else sign
+    else:
+        variances = squares / dof / sizes
+        error = float(np.sqrt(variances.sum())) / len(strata)
+        share = variances / variances.sum()
+        freedom = 1 / float((share**2 / dof).sum())
+        half = float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+        p = 2 * float(special.stdtr(freedom, -abs(point - null) / error))
+
+    reported = np.array([point, point - half, point + half, *boot])
+    if ratio:
+        with np.errstate(over="ignore", under="ignore"):  # a ratio above 1e308 is reported as infinite
+            reported = np.exp(reported)
+    point, low, high, boot_low, boot_high = reported.tolist()
+    return Estimate(point, low, high, p, int(sizes.min()), len(strata), spread, boot_low, boot_high)
