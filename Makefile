@@ -1,0 +1,33 @@
+TIER ?= ci
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: reproduce test test-slow plan report clean
+
+reproduce: .venv/ready ## set up, run the tier, print claims and where everything is
+	@$(BIN)/dynarep plan --tier $(TIER)
+	@$(BIN)/snakemake --profile experiments/profiles/default --config tier=$(TIER)
+	@$(BIN)/dynarep claims --tier $(TIER) || true # a verdict is a result, not a failure; .ci/run asks for the exit code
+
+test: .venv/ready
+	$(BIN)/pytest -n 2
+
+test-slow: .venv/ready
+	$(BIN)/pytest -n 2 -m slow
+
+plan: .venv/ready
+	$(BIN)/dynarep plan --tier $(TIER)
+
+report: .venv/ready
+	$(BIN)/dynarep report --tier $(TIER)
+
+# torch stands apart: a hash would name one build of it and refuse the CPU or CUDA build that fits this machine.
+.venv/ready: requirements.lock requirements-torch.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet -r requirements-torch.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf .venv .snakemake .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""`python -m dynarep`."""
+
+from dynarep.cli import main
+
+main()

@@ -1,0 +1,270 @@
+"""Claim + records -> verdict.
+
+    supported      the interval lies beyond "no effect" in the claimed direction, after Holm's correction over the gated
+                   claims of the tier, and the estimate is at least the smallest effect that matters
+    contradicted   the interval lies beyond "no effect" the other way, or inside the region of negligible effects
+    inconclusive   neither: says how many seeds would probably settle it
+    untested       this tier cannot judge it, or its runs are not all there: an incomplete set could be cherry-picked
+
+A claim of equality is supported if the interval lies inside the region, contradicted if it lies outside.
+Source: ours (design section 6).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynarep import fingerprint, records, stats
+from dynarep.experiment import Experiment, Job
+from dynarep.run import root
+from dynarep.schema import TIERS, Claim, Measured
+
+ALPHA = 0.05  # family-wise, two-sided
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a tier says of a claim; `estimate`, `low`, `high` are None where nothing was measured."""
+
+    claim: str
+    paper: str
+    experiment: str
+    tier: str
+    verdict: str
+    role: str
+    gated: bool
+    says: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    bootstrap: tuple[float, float] | None
+    p: float | None
+    p_holm: float | None
+    n: int
+    planned: int
+    unit: str
+    direction: str
+    no_effect: float
+    smallest: float
+    why: str
+    reason: str
+    published: str
+    source: str
+    tasks: list[str] = field(default_factory=list)
+    per_task: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    runs: list[str] = field(default_factory=list)
+    diverged: int = 0
+    stale: bool = False
+
+    def data(self) -> dict[str, Any]:
+        """Return plain data for JSON; infinite bounds (one seed says nothing) become None."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, float):
+                return value if math.isfinite(value) else None
+            if isinstance(value, dict):
+                return {key: plain(item) for key, item in value.items()}
+            return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+        return {key: plain(value) for key, value in asdict(self).items()}
+
+
+class _MissingRunsError(Exception):
+    """Runs that a claim needs are not there or cannot be believed."""
+
+
+@dataclass
+class _Arm:
+    """One side of a contrast: a row of values per task, in the order of seeds."""
+
+    values: list[np.ndarray]
+    folders: list[str]
+    diverged: int
+    code: set[tuple[str, str]]
+
+
+def _jobs(experiment: Experiment, claim: Claim, tier: str) -> list[Job]:
+    group = experiment.judging_group(claim, tier)
+    jobs = [job for job in experiment.jobs(tier) if job.group == group]
+    wanted = claim.contrast.tasks or tuple(dict.fromkeys(job.task for job in jobs))
+    return [job for job in jobs if job.task in wanted]
+
+
+def _arm(jobs: Sequence[Job], side: Measured, results: Path) -> _Arm:
+    """Read one side; _MissingRunsError names how many runs are not there and the first reason."""
+    per_task: dict[str, list[float]] = {}
+    arm = _Arm([], [], 0, set())
+    absent: list[str] = []
+    for job in jobs:
+        if job.variant != side.variant:
+            continue
+        for seed, folder in zip(job.seeds, job.folders(), strict=True):
+            try:
+                record = records.read(results / folder, job.config, seed)
+            except records.RecordError as error:
+                absent.append(str(error))
+                continue
+            value = record.last(side.metric)
+            if not math.isfinite(value):
+                arm.diverged += 1
+                value = math.nan if side.worst is None else side.worst
+            per_task.setdefault(job.task, []).append(value)
+            arm.folders.append(str(folder))
+            arm.code.add((record.manifest["code"]["fingerprint"], record.manifest["lock"]))
+    if absent:
+        found = len(arm.folders)
+        raise _MissingRunsError(f"{found} of {found + len(absent)} runs of '{side.variant}' are there. {absent[0]}")
+    arm.values = [np.array(values) for values in per_task.values()]
+    return arm
+
+
+def _estimate(claim: Claim, of: _Arm, to: _Arm | None, tasks: Sequence[int], null: float) -> stats.Estimate:
+    """Estimate the contrast on some of the tasks."""
+    key: tuple[str | int, ...] = ("claim", claim.id, *tasks)
+    left = [of.values[t] for t in tasks]
+    if to is None:
+        return stats.level(left, null, key)
+    right = [to.values[t] for t in tasks]
+    function = stats.paired_log_ratio if claim.contrast.kind == "ratio" else stats.paired_difference
+    return function(left, right, null, key)
+
+
+def judge(experiment: Experiment, claim: Claim, tier: str, results: Path) -> Verdict:
+    """Judge one claim at one tier, without the correction for multiplicity (see `judge_all`)."""
+    role = claim.tiers.get(tier, "untested")  # type: ignore[call-overload]
+    jobs = _jobs(experiment, claim, tier) if role != "untested" else []
+    tasks = list(dict.fromkeys(job.task for job in jobs))
+    verdict = Verdict(
+        claim=claim.id,
+        paper=experiment.spec.paper,
+        experiment=experiment.spec.id,
+        tier=tier,
+        verdict="untested",
+        role=role,
+        gated=role == "gated",
+        says=claim.says,
+        estimate=None,
+        low=None,
+        high=None,
+        bootstrap=None,
+        p=None,
+        p_holm=None,
+        n=0,
+        planned=len({seed for job in jobs for seed in job.seeds}),
+        unit=claim.unit,
+        direction=claim.direction,
+        no_effect=claim.no_effect,
+        smallest=claim.smallest,
+        why=claim.why,
+        reason="",
+        published=claim.published,
+        source=claim.source,
+        tasks=tasks,
+    )
+    if role == "untested":
+        able = [name for name in TIERS if claim.tiers.get(name, "untested") != "untested"]  # type: ignore[call-overload]
+        return replace(verdict, reason=f"this tier cannot judge it; {', '.join(able)} can" if able else "not empirical")
+    sides = [side for side in (claim.contrast.of, claim.contrast.to) if side]
+    try:
+        arms = [_arm(jobs, side, results) for side in sides]
+    except _MissingRunsError as missing:
+        return replace(verdict, reason=str(missing))
+    of, to = arms[0], arms[1] if len(arms) > 1 else None
+    code = set().union(*(arm.code for arm in arms))
+    verdict = replace(
+        verdict,
+        runs=list(dict.fromkeys(folder for arm in arms for folder in arm.folders)),
+        diverged=sum(arm.diverged for arm in arms),
+        stale=code
+        != {(fingerprint.of_parts(jobs[0].config.agent, jobs[0].config.protocol), fingerprint.of_lock(root()))},
+    )
+    if len(code) > 1:
+        return replace(verdict, reason=f"its runs were made by {len(code)} different versions of the code or packages")
+    if any(not np.isfinite(values).all() for arm in arms for values in arm.values):
+        return replace(
+            verdict,
+            verdict="inconclusive",
+            reason=f"{verdict.diverged} runs diverged and the claim states no worst value",
+        )
+    everything = range(len(tasks))
+    estimate = _estimate(claim, of, to, everything, claim.no_effect)
+    per_task = {task: _estimate(claim, of, to, [t], claim.no_effect) for t, task in enumerate(tasks)}
+    p = estimate.p
+    if claim.direction == "equal":  # both bounds must be excluded: two one-sided tests, at the level of the interval
+        bounds = claim.negligible()
+        p = max(_estimate(claim, of, to, everything, bound).p for bound in bounds)
+        p = p if bounds[0] < estimate.point < bounds[1] else 1.0
+    verdict = replace(
+        verdict,
+        estimate=estimate.point,
+        low=estimate.low,
+        high=estimate.high,
+        bootstrap=(estimate.boot_low, estimate.boot_high),
+        p=p,
+        n=estimate.n,
+        per_task={task: (e.point, e.low, e.high) for task, e in per_task.items()},
+    )
+    return _decide(verdict, claim, estimate, p)
+
+
+def _decide(verdict: Verdict, claim: Claim, estimate: stats.Estimate, p: float) -> Verdict:
+    """Apply the rule of the module's docstring, given the (adjusted) p-value."""
+    point, low, high = estimate.point, estimate.low, estimate.high
+    near, far = claim.negligible()
+    inside = near < low and high < far
+    interval = f"{point:.3g} [{low:.3g}, {high:.3g}]"
+    if claim.direction == "equal":
+        if p < ALPHA:
+            return replace(verdict, verdict="supported", reason=f"{interval} lies inside [{near:.3g}, {far:.3g}]")
+        if high < near or low > far:
+            return replace(verdict, verdict="contradicted", reason=f"{interval} lies outside [{near:.3g}, {far:.3g}]")
+        return replace(verdict, verdict="inconclusive", reason=f"{interval} reaches beyond [{near:.3g}, {far:.3g}]")
+    sign = 1 if claim.direction == "greater" else -1
+    claimed = sign * (point - claim.no_effect) > 0
+    big_enough = sign * (point - claim.smallest) >= 0
+    if inside:
+        return replace(verdict, verdict="contradicted", reason=f"{interval}: an effect too small to matter")
+    if claimed and p < ALPHA and big_enough:
+        return replace(verdict, verdict="supported", reason=f"{interval} lies beyond {claim.no_effect:g} as claimed")
+    if not claimed and sign * ((high if sign > 0 else low) - claim.no_effect) < 0:
+        return replace(
+            verdict, verdict="contradicted", reason=f"{interval} lies on the other side of {claim.no_effect:g}"
+        )
+    if claimed and p < ALPHA:
+        return replace(
+            verdict,
+            verdict="inconclusive",
+            reason=f"{interval}: real, but less than the {claim.smallest:g} that matters",
+        )
+    scale = math.log if claim.contrast.kind == "ratio" else float
+    needed = stats.seeds_needed(estimate.spread, scale(point) - scale(claim.no_effect), estimate.strata)
+    more = (
+        f"about {needed} seeds would settle an effect of this size" if needed else "no number of seeds would settle it"
+    )
+    return replace(verdict, verdict="inconclusive", reason=f"{interval} includes {claim.no_effect:g}; {more}")
+
+
+def judge_all(experiments: Sequence[Experiment], tier: str, results: Path) -> list[Verdict]:
+    """Judge every claim of a tier; gated claims are corrected for multiplicity by Holm's method."""
+    pairs = [(experiment, claim) for experiment in experiments for claim in experiment.spec.claims]
+    verdicts = [judge(experiment, claim, tier, results) for experiment, claim in pairs]
+    measured = {v.claim: v.p for v in verdicts if v.gated and v.p is not None}
+    adjusted = stats.holm(measured)
+    final = []
+    for (_, claim), verdict in zip(pairs, verdicts, strict=True):
+        if verdict.claim in adjusted and verdict.verdict == "supported" and adjusted[verdict.claim] >= ALPHA:
+            reason = f"{verdict.reason}, but not after correction for {len(adjusted)} gated claims"
+            verdict = replace(verdict, verdict="inconclusive", reason=reason)
+        final.append(replace(verdict, p_holm=adjusted.get(claim.id)))
+    return final
+
+
+def failures(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return the gated claims that are not supported."""
+    return [v.claim for v in verdicts if v.gated and v.verdict != "supported"]

@@ -1,0 +1,325 @@
+"""The command line: list | plan | train | figure | claims | report.
+
+Bad input ends with one message and exit code 2; nothing is written. Simulators, PyTorch and matplotlib are imported by
+the commands that need them, so that the rest answers at once.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import arg
+
+from dynarep import plan as planning
+from dynarep.errors import UserError, unknown
+from dynarep.experiment import Experiment, Job, find, home, load_all, tier_file
+from dynarep.schema import TIERS
+
+TierArg = Annotated[str, arg(help=f"budget: {', '.join(TIERS)}")]
+JsonArg = Annotated[bool, arg(help="print JSON instead of a table")]
+ResultsArg = Annotated[Path | None, arg(metavar="PATH", help="folder of runs (default: results/runs)")]
+FiguresArg = Annotated[Path | None, arg(metavar="PATH", help="folder of figures (default: figures)")]
+STYLE_OF = {"supported": "green", "contradicted": "red", "inconclusive": "yellow", "untested": "dim"}
+
+
+def _results(folder: Path | None) -> Path:
+    return folder or home() / "results" / "runs"
+
+
+def _figures(folder: Path | None) -> Path:
+    return folder or home() / "figures"
+
+
+def _print_json(data: Any) -> None:
+    print(jsonlib.dumps(data, indent=1))
+
+
+def _console() -> Console:
+    """Return a console that keeps whole tables when it is not a terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def _selected(paper: str | None, experiment: str | None) -> list[Experiment]:
+    everything = load_all()
+    chosen = [find(everything, experiment)] if experiment else everything
+    if paper is not None:
+        papers = {e.spec.paper for e in everything}
+        if paper not in papers:
+            raise unknown("paper", paper, papers)
+        chosen = [e for e in chosen if e.spec.paper == paper]
+    return chosen
+
+
+def list_(json: JsonArg = False) -> None:
+    """Show papers, experiments and claims, and which tier can judge what."""
+    experiments = load_all()
+    if json:
+        _print_json(
+            [
+                {
+                    "paper": e.spec.paper,
+                    "experiment": e.spec.id,
+                    "target": e.key,
+                    "title": e.spec.title,
+                    "file": str(e.file.relative_to(home())),
+                    "tiers": e.tiers(),
+                    "variants": {name: variant.label for name, variant in e.spec.variants.items()},
+                    "tasks": {tier: list(dict.fromkeys(job.task for job in e.jobs(tier))) for tier in e.tiers()},
+                    "claims": [{"claim": c.id, "says": c.says, "tiers": dict(c.tiers)} for c in e.spec.claims],
+                }
+                for e in experiments
+            ]
+        )
+        return
+    console = _console()
+    for e in experiments:
+        table = Table(title=f"{e.key}: {e.spec.title}", title_justify="left", title_style="bold", expand=False)
+        table.add_column("claim", no_wrap=True)
+        table.add_column("says")
+        for tier in TIERS:
+            table.add_column(tier, no_wrap=True)
+        for claim in e.spec.claims:
+            roles = [{str(t): r for t, r in claim.tiers.items()}.get(tier, "-") for tier in TIERS]
+            table.add_row(claim.id, claim.says, *roles)
+        console.print(table)
+        console.print(f"  variants: {', '.join(e.spec.variants)}")
+        console.print(f"  has runs at: {', '.join(e.tiers())}; file: {e.file.relative_to(home())}\n")
+
+
+def plan(
+    tier: TierArg = "ci",
+    paper: Annotated[str | None, arg(metavar="NAME", help="only this paper: madtd, ftfl, beyond")] = None,
+    experiment: Annotated[str | None, arg(metavar="NAME", help="only this experiment, e.g. R1")] = None,
+    results: ResultsArg = None,
+    json: JsonArg = False,
+) -> None:
+    """Show what a tier would run, what is there already, and what the rest costs."""
+    purpose = tier_file(tier).purpose
+    rows = planning.costs(_selected(paper, experiment), tier, _results(results))
+    if json:
+        _print_json([row.data() for row in rows])
+        return
+    table = Table(title=f"tier {tier}: {purpose}", title_justify="left", title_style="bold")
+    for name in ("experiment", "jobs", "runs", "there", "agent steps", "updates", "core-hours left", "of", "disk MiB"):
+        table.add_column(name, justify="left" if name == "experiment" else "right")
+    for r in rows:
+        table.add_row(
+            f"{r.paper}_{r.experiment}", f"{r.jobs:,}", f"{r.runs:,}", f"{r.present:,}", f"{r.agent_steps:,}",
+            f"{r.updates:,}", f"{r.cpu_hours:.2f}", f"{r.cpu_hours_all:.2f}", f"{r.disk_mib:.1f}",
+        )  # fmt: skip
+    table.add_section()
+    table.add_row(
+        "all", f"{sum(r.jobs for r in rows):,}", f"{sum(r.runs for r in rows):,}", f"{sum(r.present for r in rows):,}",
+        f"{sum(r.agent_steps for r in rows):,}", f"{sum(r.updates for r in rows):,}",
+        f"{sum(r.cpu_hours for r in rows):.2f}", f"{sum(r.cpu_hours_all for r in rows):.2f}",
+        f"{sum(r.disk_mib for r in rows):.1f}",
+    )  # fmt: skip
+    console = _console()
+    console.print(table)
+    console.print(f"Costs are estimates. {planning.rates()['source'].strip()}", style="dim")
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read seeds as people write them: "3", "0-4", "0,2,5-7". UserError otherwise."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise UserError(
+                f"--seeds '{text}': '{part.strip()}' is neither a number nor a range. Write e.g. 0-4 or 0,2,5-7."
+            )
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if len(set(seeds)) != len(seeds):
+        raise UserError(f"--seeds '{text}': a seed is given twice.")
+    return tuple(seeds)
+
+
+def find_job(experiment: Experiment, variant: str, task: str, seeds: str, tier: str, runs: str | None) -> Job:
+    """Return the job that the arguments name; UserError with the nearest valid name for each that is wrong."""
+    tier_file(tier)
+    jobs = experiment.jobs(tier)
+    if not jobs:
+        raise UserError(
+            f"{experiment.key} has no runs at tier '{tier}'. It has some at: {', '.join(experiment.tiers())}."
+        )
+    for what, word, allowed in (
+        ("--runs", runs, {job.group for job in jobs}),
+        ("--variant", variant, {job.variant for job in jobs}),
+        ("--task", task, {job.task for job in jobs}),
+    ):
+        if word is not None and word not in allowed:
+            raise unknown(what.removeprefix("--"), word, allowed, f"Pass {what} with one of them.")
+    fitting = [j for j in jobs if (j.variant, j.task) == (variant, task) and runs in (None, j.group)]
+    configs = {job.config.identity(): job for job in fitting}
+    if len(configs) != 1:
+        raise UserError(
+            f"{len(configs)} groups of runs fit. Pass --runs with one of: {', '.join({j.group for j in fitting})}."
+        )
+    (job,) = configs.values()
+    return Job(job.experiment, job.group, job.variant, job.tier, job.config, parse_seeds(seeds))
+
+
+def train(
+    experiment: Annotated[str, arg(help="e.g. R1")],
+    variant: Annotated[str, arg(help="arm of the experiment, see `dynarep list`")],
+    task: Annotated[str, arg(help="e.g. walker-walk")],
+    seeds: Annotated[str, arg(help="e.g. 0-4 or 0,2,5-7; trained together in one process")],
+    tier: TierArg = "ci",
+    runs: Annotated[str | None, arg(metavar="NAME", help="group of runs, where a tier has several")] = None,
+    results: ResultsArg = None,
+    redo: Annotated[bool, arg(help="replace runs that exist")] = False,
+) -> None:
+    """Train one job by hand: a block of seeds of one variant on one task. The DAG calls the same command."""
+    job = find_job(find(load_all(), experiment), variant, task, seeds, tier, runs)
+    from dynarep import run  # PyTorch
+
+    name = f"{job.experiment} {job.variant} {job.task} seeds {seeds}"
+    try:
+        trained = run.train(job, _results(results), _progress(name, job.config.protocol.name), redo)
+    except run.StoppedError as stopped:
+        print(f"\n{name}: {stopped}", file=sys.stderr)
+        raise SystemExit(130) from None
+    folder = _results(results) / job.config.folder()
+    print(f"{name}: {len(trained)} trained, {len(job.seeds) - len(trained)} already there: {folder}")
+
+
+def _progress(name: str, unit: str) -> Callable[[int, int, dict[str, float]], None]:
+    """Return a reporter: a bar with current numbers and an ETA on a terminal, a line every ten seconds in a log."""
+    started, last = time.monotonic(), [0.0]
+    bar: list[Any] = []
+
+    def report(done: int, total: int, now: dict[str, float]) -> None:
+        numbers = ", ".join(f"{key} {value:.3g}" for key, value in now.items())
+        if sys.stderr.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            if not bar:
+                columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+                progress = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True))
+                progress.start()
+                bar.extend([progress, progress.add_task(name, total=total, numbers="")])
+            bar[0].update(bar[1], completed=done, numbers=numbers)
+            if done >= total:
+                bar[0].stop()
+        elif time.monotonic() - last[0] > 10 or done >= total:
+            last[0] = time.monotonic()
+            elapsed = last[0] - started
+            left = f"{elapsed * (total - done) / done:.0f} s left" if done else "starting"
+            print(f"{name} [{unit}]: {done}/{total}, {elapsed:.0f} s, {left}; {numbers}", file=sys.stderr, flush=True)
+
+    return report
+
+
+def figure(
+    experiment: Annotated[str, arg(help="e.g. R1")],
+    tier: TierArg = "ci",
+    results: ResultsArg = None,
+    figures: FiguresArg = None,
+) -> None:
+    """Draw a figure from the runs that are there: figures/<tier>/<paper>/<id>.csv, .svg, .pdf, .png."""
+    tier_file(tier)
+    chosen = find(load_all(), experiment)
+    from dynarep import figures as drawing  # matplotlib, pandas
+
+    for path in drawing.write(chosen, tier, _results(results), _figures(figures)):
+        print(path)
+
+
+def claims(
+    tier: TierArg = "ci",
+    paper: Annotated[str | None, arg(metavar="NAME", help="only this paper: madtd, ftfl, beyond")] = None,
+    results: ResultsArg = None,
+    out: Annotated[
+        Path | None, arg(help="also write the JSON to this file, and exit 0 whatever the verdicts")
+    ] = None,
+    json: JsonArg = False,
+) -> None:
+    """Judge every claim at a tier. Exit code 1 if a gated claim is not supported."""
+    tier_file(tier)
+    everything = load_all()
+    keep = {c.id for e in _selected(paper, None) for c in e.spec.claims}
+    from dynarep import claims as judging  # scipy
+    from dynarep import records
+
+    # All claims are judged, whatever is shown: the correction for multiplicity must not depend on a filter.
+    verdicts = [v for v in judging.judge_all(everything, tier, _results(results)) if v.claim in keep]
+    data = [v.data() for v in verdicts]
+    if out is not None:
+        records.atomic_write(out, (jsonlib.dumps(data, indent=1) + "\n").encode())
+    if json:
+        _print_json(data)
+    else:
+        _print_verdicts(verdicts, tier)
+        pages = [_results(results) / "report" / f"{tier}.html", *sorted((home() / "figures" / tier).glob("*/*.png"))]
+        for path in pages:
+            if path.exists():
+                print(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    failed = judging.failures(verdicts)
+    if failed and out is None:
+        print(f"gated claims not supported: {', '.join(failed)}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _print_verdicts(verdicts: Sequence[Any], tier: str) -> None:
+    table = Table(title=f"claims at tier {tier}", title_justify="left", title_style="bold", show_lines=True)
+    for name in ("claim", "the paper says", "we measure", "verdict", "why"):
+        table.add_column(name, no_wrap=name == "claim")
+    for v in verdicts:
+        measured = "-"
+        if v.estimate is not None:
+            measured = f"{v.estimate:.3g} [{v.low:.3g}, {v.high:.3g}]\n{v.unit}\nn = {v.n} x {len(v.tasks)} tasks"
+        verdict = f"[{STYLE_OF[v.verdict]}]{v.verdict}[/]\n{v.role}" + ("\n[red]other code[/]" if v.stale else "")
+        table.add_row(v.claim, v.says, measured, verdict, v.reason)
+    _console().print(table)
+
+
+def report(tier: TierArg = "ci", results: ResultsArg = None, figures: FiguresArg = None) -> None:
+    """Write the report, one self-contained page: results/runs/report/<tier>.html."""
+    tier_file(tier)
+    experiments = load_all()
+    from dynarep import claims as judging
+    from dynarep import records
+    from dynarep import report as reporting
+
+    path = _results(results) / "report" / f"{tier}.html"
+    verdicts = judging.judge_all(experiments, tier, _results(results))
+    page = reporting.build(experiments, tier, verdicts, _results(results), _figures(figures))
+    records.atomic_write(path, page.encode())
+    print(path)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_,
+    "plan": plan,
+    "train": train,
+    "figure": figure,
+    "claims": claims,
+    "report": report,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; `arguments` default to the process's own."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="dynarep",
+            description="Do two papers on model-generated data in reinforcement learning hold up? Start with "
+            "`make reproduce`; `dynarep list` shows what there is, `dynarep plan` what it costs.",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except UserError as error:
+        print(f"dynarep: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        raise SystemExit(0) from None

@@ -1,0 +1,87 @@
+"""What a tier would run, what is there already, and what the rest would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dynarep import records
+from dynarep.experiment import Experiment, Job, distinct, read_yaml
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Sums over the runs of an experiment at a tier; `cpu_hours` is of the runs that are not there yet."""
+
+    paper: str
+    experiment: str
+    tier: str
+    jobs: int
+    runs: int
+    present: int
+    agent_steps: int
+    updates: int
+    cpu_hours: float
+    cpu_hours_all: float
+    disk_mib: float
+
+    def data(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+
+@cache
+def rates() -> dict[str, Any]:
+    """Return the measured rates stored with the code."""
+    return read_yaml(Path(__file__).with_name("rates.yaml"))
+
+
+def job_seconds(job: Job) -> float:
+    """Return the CPU seconds that a job is expected to take."""
+    table = rates()
+    obs, action, frame_ms = table["tasks"].get(job.task, table["tasks"]["default"])
+    rate = table["agents"].get(job.config.agent.name, table["agents"]["default"])
+    protocol, agent = job.config.protocol, job.config.agent
+    seeds = len(job.seeds)
+    frames = protocol.agent_steps() * job.config.environment.action_repeat
+    update_ms = rate["overhead_ms"] / min(seeds, 10) + agent.update_flops(obs, action) / rate["gflops"] / 1e6
+    return float(table["job_start_s"] + seeds * (frames * frame_ms + protocol.agent_updates() * update_ms) / 1e3)
+
+
+def cost(experiment: Experiment, jobs: Sequence[Job], tier: str, results: Path) -> Cost:
+    """Add up what an experiment's jobs take."""
+    present = runs = 0
+    missing_s = all_s = 0.0
+    for job in jobs:
+        there = sum((results / folder / records.MANIFEST).exists() for folder in job.folders())
+        seconds = job_seconds(job)
+        present, runs = present + there, runs + len(job.seeds)
+        all_s += seconds
+        missing_s += seconds * (1 - there / len(job.seeds))
+    return Cost(
+        paper=experiment.spec.paper,
+        experiment=experiment.spec.id,
+        tier=tier,
+        jobs=len(jobs),
+        runs=runs,
+        present=present,
+        agent_steps=sum(len(j.seeds) * j.config.protocol.agent_steps() for j in jobs),
+        updates=sum(len(j.seeds) * j.config.protocol.agent_updates() for j in jobs),
+        cpu_hours=round(missing_s / 3600, 3),
+        cpu_hours_all=round(all_s / 3600, 3),
+        disk_mib=round(runs * rates()["manifest_kib"] / 1024, 2),
+    )
+
+
+def costs(experiments: Sequence[Experiment], tier: str, results: Path) -> list[Cost]:
+    """Return each experiment's cost; a run that two experiments share is counted with the first."""
+    seen: set[str] = set()
+    rows = []
+    for experiment in experiments:
+        jobs = [job for job in distinct(experiment.jobs(tier)) if job.key() not in seen]
+        seen |= {job.key() for job in jobs}
+        rows.append(cost(experiment, jobs, tier, results))
+    return rows

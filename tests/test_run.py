@@ -1,0 +1,205 @@
+"""One job: the same bytes twice, in any block, killed or not; and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dynarep import records, run
+from dynarep.errors import UserError
+from dynarep.experiment import Job, find, load_all
+
+
+def job(experiment: str, variant: str, seeds: tuple[int, ...] = (0, 1)) -> Job:
+    jobs = find(load_all(), experiment).jobs("smoke")
+    return replace(next(j for j in jobs if j.variant == variant and j.task == "walker-walk"), seeds=seeds)
+
+
+def metrics(results: Path, done: Job) -> dict[int, bytes]:
+    return {s: (results / f / "metrics.csv").read_bytes() for s, f in zip(done.seeds, done.folders(), strict=True)}
+
+
+KINDS = [("R1", "no_model_data"), ("R1", "five_percent"), ("C", "mbpo"), ("C", "ftfl")]
+
+
+@pytest.mark.parametrize(("experiment", "variant"), KINDS)
+def test_a_runs_bytes_are_the_same_twice_and_in_every_block(tmp_path, experiment, variant):
+    reference = None
+    for i, seeds in enumerate([(0,), (0, 1), (3, 0, 1), (0,)]):
+        this = job(experiment, variant, seeds)
+        run.train(this, tmp_path / str(i))
+        reference = reference or metrics(tmp_path / str(i), this)[0]
+        assert metrics(tmp_path / str(i), this)[0] == reference, f"seed 0 differs in block {seeds}"
+
+
+@pytest.mark.parametrize(("experiment", "variant"), [KINDS[1], KINDS[3]])
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_a_stopped_job_continues_to_the_same_bytes(tmp_path, monkeypatch, experiment, variant, stop_after):
+    this = job(experiment, variant)
+    run.train(this, tmp_path / "whole")
+    calls = []
+
+    def stop(done, total, now):
+        calls.append(done)
+        if len(calls) == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    longer = tmp_path / "stopped"
+    if stop_after == 1:
+        with pytest.raises(run.StoppedError):
+            run.train(this, longer, stop)
+        assert not any((longer / f / "manifest.json").exists() for f in this.folders())
+        assert list((longer / this.config.folder()).glob(".*.checkpoint"))
+    run.train(this, longer)
+    assert metrics(longer, this) == metrics(tmp_path / "whole", this)
+    manifest = json.loads((longer / this.folders()[0] / "manifest.json").read_text())
+    assert bool(manifest["resumed"]) == (stop_after == 1)
+    assert not list((longer / this.config.folder()).glob(".*.checkpoint"))
+
+
+def test_a_job_killed_outright_continues_from_its_checkpoint_to_the_same_bytes(tmp_path):
+    this = job("R1", "five_percent")
+    run.train(this, tmp_path / "whole")
+    script = (
+        "import os, signal; from dynarep import run; from tests.test_run import job; from pathlib import Path\n"
+        "run.CHECKPOINT_SECONDS = 0\n"
+        "kill = lambda done, total, now: os.kill(os.getpid(), signal.SIGKILL) if done else None\n"
+        f"run.train(job('R1', 'five_percent'), Path({str(tmp_path / 'killed')!r}), kill)"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    killed = subprocess.run([sys.executable, "-c", script], env=env, check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert list((tmp_path / "killed" / this.config.folder()).glob(".*.checkpoint"))
+    run.train(this, tmp_path / "killed")
+    assert metrics(tmp_path / "killed", this) == metrics(tmp_path / "whole", this)
+
+
+def test_a_torn_checkpoint_is_said_and_started_over(tmp_path, capsys):
+    this = job("C", "mbpo")
+    run.train(this, tmp_path / "whole")
+    folder = tmp_path / "torn" / this.config.folder()
+    folder.mkdir(parents=True)
+    (folder / ".seeds=0-1.checkpoint").write_bytes(b"PK\x03\x04 half a file")
+    run.train(this, tmp_path / "torn")
+    assert "starting over" in capsys.readouterr().err
+    assert metrics(tmp_path / "torn", this) == metrics(tmp_path / "whole", this)
+
+
+def test_finished_seeds_are_not_trained_again_and_missing_ones_are(tmp_path):
+    both = job("C", "mbpo", (0, 1))
+    assert run.train(both, tmp_path) == [0, 1]
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.csv")}
+    assert run.train(both, tmp_path) == []
+    assert run.train(job("C", "mbpo", (0, 1, 2)), tmp_path) == [2]
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+
+
+def test_two_processes_cannot_train_the_same_job(tmp_path):
+    this = job("C", "mbpo")
+    with (
+        run._only_one(tmp_path / this.config.folder() / ".seeds=0-1.lock"),
+        pytest.raises(UserError, match="another process"),
+    ):
+        run.train(this, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: _one_digit(f / "metrics.csv"), "altered"),
+        (lambda f: (f / "metrics.csv").write_bytes(b""), "altered"),
+        (lambda f: (f / "metrics.csv").unlink(), "cannot be read"),
+        (lambda f: (f / "manifest.json").write_bytes(b"{}"), "not a manifest"),
+        (lambda f: _edit(f, "seed", 5), "seed 5"),
+        (lambda f: _edit(f, "identity", "0" * 64), "does not hash"),
+        (lambda f: _edit(f, "config", {"format": 1}), "does not hash"),
+    ],
+)
+def test_a_run_that_does_not_match_its_manifest_is_refused(tmp_path, damage, says):
+    this = job("C", "mbpo", (0,))
+    run.train(this, tmp_path)
+    folder = tmp_path / this.folders()[0]
+    records.read(folder, this.config, 0)
+    damage(folder)
+    with pytest.raises(records.RecordError, match=says):
+        records.read(folder, this.config, 0)
+
+
+def _one_digit(path: Path) -> None:
+    text = path.read_bytes()
+    path.write_bytes(text[:-2] + (b"1" if text[-2:-1] != b"1" else b"2") + b"\n")
+
+
+def _edit(folder: Path, key: str, value: object) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {key: value}))
+
+
+def test_a_run_of_another_configuration_is_refused(tmp_path):
+    this, other = job("C", "mbpo", (0,)), job("C", "ftfl", (0,))
+    run.train(this, tmp_path)
+    with pytest.raises(records.RecordError, match="expected"):
+        records.read(tmp_path / this.folders()[0], other.config, 0)
+
+
+def test_a_run_made_by_other_code_is_refused_until_redone(tmp_path):
+    this = job("C", "mbpo", (0,))
+    run.train(this, tmp_path)
+    before = metrics(tmp_path, this)
+    _edit(tmp_path / this.folders()[0], "code", {"fingerprint": "f" * 64})
+    with pytest.raises(records.RecordError, match="--redo"):
+        run.train(this, tmp_path)
+    assert run.train(this, tmp_path, redo=True) == [0]
+    assert metrics(tmp_path, this) == before
+
+
+def test_a_full_disk_leaves_no_torn_file(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        records.atomic_write(tmp_path / "metrics.csv", b"1,2,3\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_variants_of_a_seed_meet_the_same_data_and_start_from_the_same_weights(tmp_path):
+    """Pairing: before learning, both arms measure the same errors; and both fits judge the same rewards."""
+    arms = [job("R1", v, (0,)) for v in ("no_model_data", "five_percent")]
+    first = []
+    for arm in arms:
+        run.train(arm, tmp_path)
+        record = records.read(tmp_path / arm.folders()[0], arm.config, 0)
+        rows = record.columns["update"] == 0
+        first.append(list(zip(record.columns["metric"][rows], record.columns["value"][rows], strict=True)))
+    assert first[0] == first[1]
+    assert len(first[0]) > 10
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_command_line_stops_it_within_seconds_and_the_same_command_continues(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "dynarep",
+        "train",
+        "--experiment",
+        "C",
+        "--variant",
+        "mbpo",
+        "--task",
+        "walker-walk",
+    ]
+    command += ["--seeds", "0-1", "--tier", "ci", "--results", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    time.sleep(12)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert subprocess.run(command, check=False).returncode == 0
