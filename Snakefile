@@ -3,7 +3,6 @@
 import os
 import sys
 from pathlib import Path
-
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -12,87 +11,55 @@ os.environ["PATH"] = (
 )
 os.environ.update(DYNAREP_HOME=os.getcwd(), OMP_NUM_THREADS="1", MUJOCO_GL="disabled")
 
-from dynarep import fingerprint
-from dynarep.experiment import distinct, home, load_all, span, tier_file
-from dynarep.run import root
+from dynarep import dag
 
 TIER = config.get("tier", "ci")
-tier_file(TIER)
-EXPERIMENTS = [e for e in load_all() if TIER in e.tiers()]
-FIGURE_CODE = fingerprint.of_modules(
-    ["dynarep.figures", "dynarep.records", "dynarep.schema"]
-)
-CLAIM_CODE = fingerprint.of_modules(
-    ["dynarep.claims", "dynarep.stats", "dynarep.records", "dynarep.schema"]
-)
-REPORT_CODE = fingerprint.of_modules(
-    ["dynarep.report", "dynarep.claims", "dynarep.records"]
-)
-
-
-def records(jobs):
-    """Files that a list of jobs leaves behind."""
-    folders = [f"results/runs/{folder}" for job in jobs for folder in job.folders()]
-    return [
-        f"{folder}/{name}"
-        for folder in folders
-        for name in ("metrics.csv", "manifest.json")
-    ]
-
-
-def figure_files(experiment):
-    base = f"figures/{TIER}/{experiment.spec.paper}/{experiment.spec.id}"
-    return [f"{base}.{kind}" for kind in ("csv", "svg", "pdf", "png")]
-
-
-FIGURES = [file for e in EXPERIMENTS for file in figure_files(e)]
-RUNS = records(distinct([job for e in EXPERIMENTS for job in e.jobs(TIER)]))
+EXPERIMENTS, JOBS = dag.load(TIER)
+FIGURES = [file for e in EXPERIMENTS for file in dag.figure_files(e, TIER)]
 
 
 rule all:
     default_target: True
     input:
         f"results/runs/report/{TIER}.html",
-        f"results/runs/claims/{TIER}.json",
 
 
-# One rule per job: how many seeds, and so how many files, a job has differs. Checkpoints lie beside the outputs,
-# undeclared: Snakemake deletes declared outputs before a job starts, and a stopped job must find its checkpoint.
-for job in distinct([job for e in EXPERIMENTS for job in e.jobs(TIER)]):
+# One rule per job, because how many seeds, and so how many files, a job has differs. Checkpoints lie beside the
+# outputs, undeclared: Snakemake deletes declared outputs before a job starts, and a stopped job must find its own.
+# A shell command is formatted when its job runs, so whatever differs between rules goes through params.
+for job in JOBS:
 
     rule:
         name:
-            f"train_{job.variant}_{job.task}_{span(job.seeds)}_{job.config.identity()[:8]}"
+            dag.rule_name(job)
         output:
-            records([job]),
+            dag.run_files([job]),
         log:
-            f"results/runs/log/{job.key().replace('/', '_')}.log",
-        threads: 1
+            f"results/runs/log/{dag.rule_name(job)}.log",
         params:
-            code=fingerprint.of_parts(job.config.agent, job.config.protocol),
-            lock=fingerprint.of_lock(root()),
-            what=f"--experiment {job.experiment} --variant {job.variant} --task {job.task} --runs {job.group}",
-            seeds=span(job.seeds),
+            **dag.made_by(job),
+            what=dag.arguments(job),
         shell:
-            "python -m dynarep train {params.what} --seeds {params.seeds} --tier {TIER} >{log} 2>&1"
+            "python -m dynarep train {params.what} >{log} 2>&1"
 
 
 for experiment in EXPERIMENTS:
 
     rule:
         name:
-            f"{experiment.key}"
+            experiment.key
         input:
-            runs=records(experiment.jobs(TIER)),
-            file=experiment.file.relative_to(home()),
+            dag.run_files(experiment.jobs(TIER)),
+            dag.source(experiment),
         output:
-            figure_files(experiment),
+            dag.figure_files(experiment, TIER),
         log:
             f"results/runs/log/figure_{TIER}_{experiment.key}.log",
         params:
-            code=FIGURE_CODE,
+            what=experiment.key,
+            code=dag.code("figures"),
         shell:
-            f"python -m dynarep figure --experiment {experiment.key} --tier {TIER} >{{log}} 2>&1"
+            "python -m dynarep figure --experiment {params.what} --tier {TIER} >{log} 2>&1"
 
 
 rule figures:
@@ -102,14 +69,14 @@ rule figures:
 
 rule claims:
     input:
-        RUNS,
-        [e.file.relative_to(home()) for e in EXPERIMENTS],
+        dag.run_files(JOBS),
+        [dag.source(e) for e in EXPERIMENTS],
     output:
         f"results/runs/claims/{TIER}.json",
     log:
         f"results/runs/log/claims_{TIER}.log",
     params:
-        code=CLAIM_CODE,
+        code=dag.code("claims"),
     shell:
         "python -m dynarep claims --tier {TIER} --out {output} >{log} 2>&1"
 
@@ -117,12 +84,12 @@ rule claims:
 rule report:
     input:
         FIGURES,
-        f"results/runs/claims/{TIER}.json",
+        rules.claims.output,
     output:
         f"results/runs/report/{TIER}.html",
     log:
         f"results/runs/log/report_{TIER}.log",
     params:
-        code=REPORT_CODE,
+        code=dag.code("report"),
     shell:
         "python -m dynarep report --tier {TIER} >{log} 2>&1"

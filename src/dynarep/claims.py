@@ -2,11 +2,12 @@
 
     supported      the interval lies beyond "no effect" in the claimed direction, after Holm's correction over the gated
                    claims of the tier, and the estimate is at least the smallest effect that matters
-    contradicted   the interval lies beyond "no effect" the other way, or inside the region of negligible effects
+    contradicted   the interval excludes every effect that matters: it lies short of the smallest one, be that among the
+                   negligible effects or beyond "no effect" the other way
     inconclusive   neither: says how many seeds would probably settle it
     untested       this tier cannot judge it, or its runs are not all there: an incomplete set could be cherry-picked
 
-A claim of equality is supported if the interval lies inside the region, contradicted if it lies outside.
+A claim of equality is supported if the interval lies inside the region of negligible effects, contradicted if outside.
 Source: ours (design section 6).
 """
 
@@ -216,32 +217,29 @@ def judge(experiment: Experiment, claim: Claim, tier: str, results: Path) -> Ver
 def _decide(verdict: Verdict, claim: Claim, estimate: stats.Estimate, p: float) -> Verdict:
     """Apply the rule of the module's docstring, given the (adjusted) p-value."""
     point, low, high = estimate.point, estimate.low, estimate.high
-    near, far = claim.negligible()
-    inside = near < low and high < far
     interval = f"{point:.3g} [{low:.3g}, {high:.3g}]"
     if claim.direction == "equal":
+        near, far = claim.negligible()
         if p < ALPHA:
             return replace(verdict, verdict="supported", reason=f"{interval} lies inside [{near:.3g}, {far:.3g}]")
         if high < near or low > far:
             return replace(verdict, verdict="contradicted", reason=f"{interval} lies outside [{near:.3g}, {far:.3g}]")
         return replace(verdict, verdict="inconclusive", reason=f"{interval} reaches beyond [{near:.3g}, {far:.3g}]")
     sign = 1 if claim.direction == "greater" else -1
+    best = high if sign > 0 else low  # the end of the interval that is kindest to the claim
     claimed = sign * (point - claim.no_effect) > 0
-    big_enough = sign * (point - claim.smallest) >= 0
-    if inside:
-        return replace(verdict, verdict="contradicted", reason=f"{interval}: an effect too small to matter")
-    if claimed and p < ALPHA and big_enough:
-        return replace(verdict, verdict="supported", reason=f"{interval} lies beyond {claim.no_effect:g} as claimed")
-    if not claimed and sign * ((high if sign > 0 else low) - claim.no_effect) < 0:
+    if sign * (best - claim.no_effect) < 0:
         return replace(
             verdict, verdict="contradicted", reason=f"{interval} lies on the other side of {claim.no_effect:g}"
         )
+    if sign * (best - claim.smallest) < 0:
+        reason = f"{interval} excludes every effect that matters ({claim.direction} than {claim.smallest:g})"
+        return replace(verdict, verdict="contradicted", reason=reason)
+    if claimed and p < ALPHA and sign * (point - claim.smallest) >= 0:
+        return replace(verdict, verdict="supported", reason=f"{interval} lies beyond {claim.no_effect:g} as claimed")
     if claimed and p < ALPHA:
-        return replace(
-            verdict,
-            verdict="inconclusive",
-            reason=f"{interval}: real, but less than the {claim.smallest:g} that matters",
-        )
+        reason = f"{interval}: real, but the estimate is short of the {claim.smallest:g} that matters"
+        return replace(verdict, verdict="inconclusive", reason=reason)
     scale = math.log if claim.contrast.kind == "ratio" else float
     needed = stats.seeds_needed(estimate.spread, scale(point) - scale(claim.no_effect), estimate.strata)
     more = (

@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.ticker import FuncFormatter, LogFormatter
 from scipy import stats as sps
 
 from dynarep import records
@@ -145,7 +146,7 @@ def to_csv(data: pd.DataFrame) -> bytes:
 
 def draw(experiment: Experiment, tier: str, data: pd.DataFrame, note: str) -> dict[str, bytes]:
     """Draw a table: format -> file content."""
-    panels = experiment.spec.figure.panels
+    panels, plain = experiment.spec.figure.panels, FuncFormatter(lambda value, _: f"{value:g}")
     tasks = list(dict.fromkeys(data["task"]))
     with mpl.rc_context({**STYLE, "svg.hashsalt": f"{experiment.key} {tier}"}):
         figure, axes = plt.subplots(
@@ -161,6 +162,8 @@ def draw(experiment: Experiment, tier: str, data: pd.DataFrame, note: str) -> di
                 _DRAW[panel.kind](ax, panel, points, experiment)
                 if panel.log:
                     ax.set_yscale("log")
+                    ax.yaxis.set_major_formatter(plain)
+                    ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
                 if panel.reference is not None:
                     ax.axhline(
                         panel.reference, color="0.35", lw=1, ls=(0, (1, 1.5)), label=panel.reference_label or None
@@ -172,9 +175,10 @@ def draw(experiment: Experiment, tier: str, data: pd.DataFrame, note: str) -> di
             handles, labels = axes[row, -1].get_legend_handles_labels()
             unique = dict(zip(labels, handles, strict=True))
             axes[row, -1].legend(unique.values(), unique.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5))
-        figure.suptitle(f"{experiment.spec.id}: {experiment.spec.title}", fontsize=11, weight="bold")
-        width = int((3.3 * len(tasks) + 1.9) * 15.5)
-        figure.supxlabel(textwrap.fill(note, width), fontsize=7.5, color="0.3", x=0.01, ha="left")
+        inches = figure.get_figwidth()
+        title = textwrap.fill(f"{experiment.spec.id}: {experiment.spec.title}", int(inches * 10))
+        figure.suptitle(title, fontsize=11, weight="bold")
+        figure.supxlabel(textwrap.fill(note, int(inches * 15)), fontsize=7.5, color="0.3", x=0.01, ha="left")
         files = {kind: _render(figure, kind) for kind in FORMATS}
         plt.close(figure)
     return files
@@ -271,8 +275,9 @@ def write(experiment: Experiment, tier: str, results: Path, figures: Path) -> li
     """Make a figure's four files and return their paths."""
     folder = figures / tier / experiment.spec.paper
     records.check_writable(folder)
-    data = table(experiment, tier, results)
-    files = {"csv": to_csv(data), **draw(experiment, tier, data, note(experiment, tier, data))}
+    csv = to_csv(table(experiment, tier, results))
+    data = pd.read_csv(io.BytesIO(csv))  # what the CSV says is what is drawn, to the last digit
+    files = {"csv": csv, **draw(experiment, tier, data, note(experiment, tier, data))}
     paths = []
     for kind, content in files.items():
         path = folder / f"{experiment.spec.id}.{kind}"

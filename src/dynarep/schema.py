@@ -151,9 +151,7 @@ class Claim(Config):
         return self
 
     def negligible(self) -> tuple[float, float]:
-        """Return the bounds of the region of effects too small to matter; empty where smallest equals no_effect."""
-        if self.direction != "equal":
-            return min(self.no_effect, self.smallest), max(self.no_effect, self.smallest)
+        """Return the bounds of the region of effects too small to matter, around `no_effect`."""
         if self.contrast.kind == "ratio":
             factor = max(self.smallest / self.no_effect, self.no_effect / self.smallest)
             return self.no_effect / factor, self.no_effect * factor
