@@ -9,16 +9,16 @@ reproduce: .venv/ready ## set up, run the tier, print claims and where everythin
 	@$(BIN)/snakemake --profile experiments/profiles/default --config tier=$(TIER)
 	@$(BIN)/dynarep claims --tier $(TIER) || true # a verdict is a result, not a failure; .ci/run asks for the exit code
 
-test: .venv/ready
+test: .venv/ready ## the tests, a few minutes
 	$(BIN)/pytest -n 2
 
-test-slow: .venv/ready
+test-slow: .venv/ready ## the long ones
 	$(BIN)/pytest -n 2 -m slow
 
-plan: .venv/ready
+plan: .venv/ready ## what the tier would run and cost
 	$(BIN)/dynarep plan --tier $(TIER)
 
-report: .venv/ready
+report: .venv/ready ## write the page again
 	$(BIN)/dynarep report --tier $(TIER)
 
 # torch stands apart: a hash would name one build of it and refuse the CPU or CUDA build that fits this machine.

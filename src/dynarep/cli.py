@@ -28,6 +28,7 @@ TierArg = Annotated[str, arg(help=f"budget: {', '.join(TIERS)}")]
 JsonArg = Annotated[bool, arg(help="print JSON instead of a table")]
 ResultsArg = Annotated[Path | None, arg(metavar="PATH", help="folder of runs (default: results/runs)")]
 FiguresArg = Annotated[Path | None, arg(metavar="PATH", help="folder of figures (default: figures)")]
+MOST_SEEDS = 1000  # in one job, ours: a slip of the hand should not fill the memory
 STYLE_OF = {"supported": "green", "contradicted": "red", "inconclusive": "yellow", "untested": "dim"}
 
 
@@ -54,7 +55,7 @@ def _selected(paper: str | None, experiment: str | None) -> list[Experiment]:
     if paper is not None:
         papers = {e.spec.paper for e in everything}
         if paper not in papers:
-            raise unknown("paper", paper, papers)
+            raise unknown("paper", paper, papers, "Pass --paper with one of them.")
         chosen = [e for e in chosen if e.spec.paper == paper]
     return chosen
 
@@ -137,7 +138,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise UserError(
                 f"--seeds '{text}': '{part.strip()}' is neither a number nor a range. Write e.g. 0-4 or 0,2,5-7."
             )
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+        numbers = range(int(match[1]), int(match[2] or match[1]) + 1)
+        if len(seeds) + len(numbers) > MOST_SEEDS:
+            raise UserError(f"--seeds '{text}': more than {MOST_SEEDS} seeds. Train them in several jobs.")
+        seeds += numbers
     if len(set(seeds)) != len(seeds):
         raise UserError(f"--seeds '{text}': a seed is given twice.")
     return tuple(seeds)
@@ -160,10 +164,12 @@ def find_job(experiment: Experiment, variant: str, task: str, seeds: str, tier: 
             raise unknown(what.removeprefix("--"), word, allowed, f"Pass {what} with one of them.")
     fitting = [j for j in jobs if (j.variant, j.task) == (variant, task) and runs in (None, j.group)]
     configs = {job.config.identity(): job for job in fitting}
+    if not configs:
+        tasks = {job.task for job in jobs if job.variant == variant and runs in (None, job.group)}
+        raise unknown(f"task of variant '{variant}'", task, tasks, "Pass --task with one of them.")
     if len(configs) != 1:
-        raise UserError(
-            f"{len(configs)} groups of runs fit. Pass --runs with one of: {', '.join({j.group for j in fitting})}."
-        )
+        groups = ", ".join(sorted({job.group for job in fitting}))
+        raise UserError(f"{len(configs)} groups of runs fit. Pass --runs with one of: {groups}.")
     (job,) = configs.values()
     return Job(job.experiment, job.group, job.variant, job.tier, job.config, parse_seeds(seeds))
 
@@ -238,10 +244,9 @@ def claims(
     tier: TierArg = "ci",
     paper: Annotated[str | None, arg(metavar="NAME", help="only this paper: madtd, ftfl, beyond")] = None,
     results: ResultsArg = None,
-    out: Annotated[
-        Path | None, arg(help="also write the JSON to this file, and exit 0 whatever the verdicts")
-    ] = None,
+    out: Annotated[Path | None, arg(help="also write the JSON to this file, and exit 0 whatever the verdicts")] = None,
     json: JsonArg = False,
+    markdown: Annotated[bool, arg(help="print the README's table")] = False,
 ) -> None:
     """Judge every claim at a tier. Exit code 1 if a gated claim is not supported."""
     tier_file(tier)
@@ -257,6 +262,10 @@ def claims(
         records.atomic_write(out, (jsonlib.dumps(data, indent=1) + "\n").encode())
     if json:
         _print_json(data)
+    elif markdown:
+        print("| claim | the paper says | published | we measure | verdict |\n|---|---|---|---|---|")
+        for v in verdicts:
+            print(f"| {v.claim} | {v.says} | {v.published} | {_measured(v, ', ')} | **{v.verdict}** ({v.role}) |")
     else:
         _print_verdicts(verdicts, tier)
         pages = [_results(results) / "report" / f"{tier}.html", *sorted((home() / "figures" / tier).glob("*/*.png"))]
@@ -269,16 +278,21 @@ def claims(
         raise SystemExit(1)
 
 
+def _measured(v: Any, separator: str) -> str:
+    """Return estimate, interval, unit and sample of a verdict; a dash where nothing was measured."""
+    if v.estimate is None:
+        return "-"
+    sample = f"{v.n} seeds x {len(v.tasks)} task{'s' if len(v.tasks) > 1 else ''}"
+    return separator.join([f"{v.estimate:.3g} [{v.low:.3g}, {v.high:.3g}]", v.unit, sample])
+
+
 def _print_verdicts(verdicts: Sequence[Any], tier: str) -> None:
     table = Table(title=f"claims at tier {tier}", title_justify="left", title_style="bold", show_lines=True)
     for name in ("claim", "the paper says", "we measure", "verdict", "why"):
         table.add_column(name, no_wrap=name == "claim")
     for v in verdicts:
-        measured = "-"
-        if v.estimate is not None:
-            measured = f"{v.estimate:.3g} [{v.low:.3g}, {v.high:.3g}]\n{v.unit}\nn = {v.n} x {len(v.tasks)} tasks"
         verdict = f"[{STYLE_OF[v.verdict]}]{v.verdict}[/]\n{v.role}" + ("\n[red]other code[/]" if v.stale else "")
-        table.add_row(v.claim, v.says, measured, verdict, v.reason)
+        table.add_row(v.claim, v.says, _measured(v, "\n"), verdict, v.reason)
     _console().print(table)
 
 
@@ -309,13 +323,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `arguments` default to the process's own."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if given and not given[0].startswith("-") and given[0] not in COMMANDS:
+            raise unknown("command", given[0], COMMANDS, "`dynarep --help` explains them.")
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="dynarep",
             description="Do two papers on model-generated data in reinforcement learning hold up? Start with "
             "`make reproduce`; `dynarep list` shows what there is, `dynarep plan` what it costs.",
-            args=arguments,
+            args=given,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except UserError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -48,18 +48,24 @@ def _allowed_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list
     return sorted(current.model_fields) if current is not None else []
 
 
-def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Turn a pydantic error into one line per fault: dotted path, what is wrong, what was allowed."""
+def explain(error: ValidationError, model: type[BaseModel], prefix: Callable[[str], str] | str = "") -> list[str]:
+    """Turn a pydantic error into one line per fault: dotted path, what is wrong, what was allowed.
+
+    `prefix` stands before the path; as a function, of the path's first key.
+    """
     lines = []
     for fault in error.errors():
-        path = prefix + ".".join(str(part) for part in fault["loc"])
+        parts = [str(part) for part in fault["loc"]]
+        before = prefix if isinstance(prefix, str) else prefix(parts[0] if parts else "")
+        path = (before + ".".join(parts)).removesuffix(".")
         if fault["type"] == "extra_forbidden":
             lines.append(f"{path}: unknown key.{nearest(str(fault['loc'][-1]), _allowed_at(model, fault['loc']))}")
         elif fault["type"] == "missing":
             lines.append(f"{path}: is missing.")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{path}: {message[0].lower()}{message[1:]}, got {fault['input']!r:.80}.")
+            got = "" if isinstance(fault["input"], dict) else f", got {fault['input']!r:.80}"
+            lines.append(f"{path}: {message[0].lower()}{message[1:]}{got}.")
     return lines
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from dynarep import envs
-from dynarep.configs import AgentConfig, Config, EnvironmentConfig, ProtocolConfig, registry
+from dynarep.configs import AgentConfig, Config, EnvironmentConfig, PartConfig, ProtocolConfig, registry
 from dynarep.errors import UserError, explain, invalid, nearest, unknown
 from dynarep.schema import TIERS, Claim, ExperimentFile, Group, TierFile, budget_model
 
@@ -125,30 +126,38 @@ class Experiment:
 
     def _budget(self, group: Group, tier: str, index: int) -> dict[str, Any]:
         """Overlay the tier's budget with the experiment's own."""
-        own = group.blocks(tier)[index]
-        return {"first_seed": 0, **_tier(self.file.parents[1], tier).budget, **own}
+        given = {**_tier(self.file.parents[1], tier).budget, **group.blocks(tier)[index]}
+        budget = {"first_seed": 0} | {key: value for key, value in given.items() if value is not None}
+        return budget_model().model_validate(budget).model_dump(exclude_unset=True)
 
-    def _resolve(self, group: Group, variant: str, budget: Mapping[str, Any], task: str) -> RunConfig:
-        """Apply, in order: defaults, the group's settings, the budget, the variant's settings."""
+    def _parts(
+        self, group: Group, variant: str, budget: Mapping[str, Any], task: str
+    ) -> dict[str, tuple[type[Config], dict[str, Any]]]:
+        """Return each part's class and values: the group's settings, then the budget, then the variant's settings."""
         arm = self.spec.variants[variant]
         suite, _ = envs.split_task(task)
-        environment = EnvironmentConfig.model_validate(
-            group.settings.environment | arm.environment | {"suite": suite, "task": task}
-        )
-        parts = []
-        for kind, chosen, base, own in (
-            (AgentConfig, group.agent, group.settings.agent, arm.agent),
-            (ProtocolConfig, group.protocol, group.settings.protocol, arm.protocol),
-        ):
-            part = registry(kind)[chosen]
-            parts.append(part.model_validate(base | {k: v for k, v in budget.items() if k in part.budget} | own))
-        return RunConfig(environment, parts[0], parts[1])
+        environment = group.settings.environment | arm.environment | {"suite": suite, "task": task}
+        agent, protocol = registry(AgentConfig)[group.agent], registry(ProtocolConfig)[group.protocol]
+        return {
+            "environment": (EnvironmentConfig, environment),
+            "agent": (agent, group.settings.agent | _only(budget, agent.budget) | arm.agent),
+            "protocol": (protocol, group.settings.protocol | _only(budget, protocol.budget) | arm.protocol),
+        }
+
+    def _resolve(self, group: Group, variant: str, budget: Mapping[str, Any], task: str) -> RunConfig:
+        """Make one run's configuration; what the file and the tier leave open is a default."""
+        parts = self._parts(group, variant, budget, task).values()
+        environment, agent, protocol = (part.model_validate(values) for part, values in parts)
+        assert isinstance(environment, EnvironmentConfig)
+        assert isinstance(agent, AgentConfig)
+        assert isinstance(protocol, ProtocolConfig)
+        return RunConfig(environment, agent, protocol)
 
     def faults(self) -> list[str]:
         """Return everything wrong with the file that its schema alone cannot see."""
-        faults, spec = [], self.spec
-        metrics: set[str] = set()
+        faults, spec = self._task_faults(), self.spec
         for name, group in spec.runs.items():
+            before = len(faults)
             for kind, chosen in ((AgentConfig, group.agent), (ProtocolConfig, group.protocol)):
                 if chosen not in registry(kind):
                     word = "agent" if kind is AgentConfig else "protocol"
@@ -156,11 +165,13 @@ class Experiment:
             where = f"runs.{name}.variants"
             for variant in set(group.variants or ()) - set(spec.variants):
                 faults += [f"{where}: unknown variant '{variant}'.{nearest(variant, spec.variants)}"]
-            if not faults:
+            if len(faults) == before:
                 faults += self._budget_faults(name, group)
-                metrics |= registry(ProtocolConfig)[group.protocol].metrics
-        if faults:
+        protocols = registry(ProtocolConfig)
+        if any(group.protocol not in protocols for group in spec.runs.values()):
             return faults
+        metrics = {metric for group in spec.runs.values() for metric in protocols[group.protocol].metrics}
+        resolved = not faults
         for index, panel in enumerate(spec.figure.panels):
             where = f"figure.panels.{index}"
             faults += [f"{where}.{fault}" for fault in _name_faults(panel.variants or (), panel.needs(), spec, metrics)]
@@ -169,18 +180,38 @@ class Experiment:
                 faults += [f"claims.{claim.id}.{f}" for f in _name_faults([side.variant], [side.metric], spec, metrics)]
             if claim.runs and claim.runs not in spec.runs:
                 faults.append(f"claims.{claim.id}.runs: unknown group '{claim.runs}'.{nearest(claim.runs, spec.runs)}")
-            for tier, role in claim.tiers.items():
+            for tier, role in claim.tiers.items() if resolved else ():
                 faults += self._judging_faults(claim, tier, role)
         return faults
+
+    def _task_faults(self) -> list[str]:
+        """Refuse a task among the settings: it would be overridden without a word."""
+        settings = {f"runs.{name}.settings": group.settings for name, group in self.spec.runs.items()}
+        settings |= {f"variants.{name}": variant for name, variant in self.spec.variants.items()}
+        return [
+            f"{place}.environment.{key}: comes from the budget. Write it under 'tasks' there."
+            for place, part in settings.items()
+            for key in part.environment
+            if key in ("suite", "task")
+        ]
 
     def _judging_faults(self, claim: Claim, tier: str, role: str) -> Iterator[str]:
         group = self.judging_group(claim, tier)
         if role == "untested":
             return
         if group is None:
-            yield f"claims.{claim.id}.tiers.{tier}: {role}, but no group, or no single group, has runs at this tier."
+            groups = [name for name, spec in self.spec.runs.items() if tier in spec.budget]
+            why = f"no group has runs at this tier. There are some at: {', '.join(self.tiers())}."
+            if groups:
+                why = f"several groups have runs at this tier. Write 'runs:' with one of: {', '.join(groups)}."
+            yield f"claims.{claim.id}.tiers.{tier}: {role}, but {why}"
         else:
-            tasks = sorted({job.task for job in self._group_jobs(group, tier)})
+            jobs = list(self._group_jobs(group, tier))
+            variants, tasks = {job.variant for job in jobs}, {job.task for job in jobs}
+            for side in filter(None, (claim.contrast.of, claim.contrast.to)):
+                if side.variant in set(self.spec.variants) - variants:
+                    where = f"claims.{claim.id}.variant: '{side.variant}'"
+                    yield f"{where} is not among those of runs.{group}.{nearest(side.variant, variants)}"
             for task in set(claim.contrast.tasks or ()) - set(tasks):
                 yield f"claims.{claim.id}.contrast.tasks: '{task}' has no runs at tier {tier}.{nearest(task, tasks)}"
 
@@ -195,14 +226,13 @@ class Experiment:
                 before = len(faults)
                 owner = f"not a budget key of {group.agent} and {group.protocol}"
                 faults += [f"{where}{key}: {owner}.{nearest(key, usable)}" for key in block if key not in usable]
-                if len(faults) == before:
-                    try:
-                        budget_model().model_validate(block)
-                    except ValidationError as error:
-                        faults += explain(error, budget_model(), where)
+                try:
+                    budget_model().model_validate(_only(block, usable))
+                except ValidationError as error:
+                    faults += explain(error, budget_model(), where)
                 if len(faults) == before:
                     faults += self._run_faults(name, group, tier, index, where)
-        return list(dict.fromkeys(faults))
+        return faults
 
     def _run_faults(self, name: str, group: Group, tier: str, index: int, where: str) -> list[str]:
         budget = self._budget(group, tier, index)
@@ -210,20 +240,32 @@ class Experiment:
         for task in budget.get("tasks", ()):
             for variant in group.variants or tuple(self.spec.variants):
                 try:
-                    self._resolve(group, variant, budget, task)
+                    parts = self._parts(group, variant, budget, task)
                 except envs.EnvError as error:
                     faults.append(f"{where}tasks: {error}")
-                except ValidationError as error:
-                    part = _part_of(error)
-                    place = f"runs.{name}.settings, variants.{variant} or budget.{tier}.{index}: {part.__name__}."
-                    faults += explain(error, part, place)
+                    continue
+                for section, (part, values) in parts.items():
+                    budgeted = part.budget if issubclass(part, PartConfig) else ()
+                    places = {
+                        f"variants.{variant}.{section}.": getattr(self.spec.variants[variant], section),
+                        where: _only(group.blocks(tier)[index], budgeted),
+                        f"tiers/{tier}.yaml: budget.": _only(_tier(self.file.parents[1], tier).budget, budgeted),
+                        f"runs.{name}.settings.{section}.": getattr(group.settings, section),
+                    }
+                    try:
+                        part.model_validate(values)
+                    except ValidationError as error:
+                        faults += explain(error, part, partial(_place, places, where))
         return faults
 
 
-def _part_of(error: ValidationError) -> type[Config]:
-    """Return the configuration class that refused."""
-    parts: list[type[Config]] = [*registry(AgentConfig).values(), *registry(ProtocolConfig).values(), EnvironmentConfig]
-    return next(part for part in parts if part.__name__ == error.title)
+def _place(places: Mapping[str, Mapping[str, Any]], otherwise: str, key: str) -> str:
+    """Return the first place that sets a key."""
+    return next((place for place, values in places.items() if key in values), otherwise)
+
+
+def _only(values: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key in keys}
 
 
 def _name_faults(
@@ -265,8 +307,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' is given twice", key.start_mark)
+            fault = None if isinstance(key, yaml.ScalarNode) else "a key must be a word"
+            if fault is None and key.value in seen:
+                fault = f"key '{key.value}' is given twice"
+            if fault:
+                raise yaml.constructor.ConstructorError(None, None, fault, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -313,7 +358,14 @@ def tier_file(tier: str) -> TierFile:
     """Return a tier's file; UserError for an unknown tier."""
     if tier not in TIERS:
         raise unknown("tier", tier, TIERS, "Pass --tier with one of them.")
-    return _tier(home() / "experiments", tier)
+    return _tier(_experiments(), tier)
+
+
+def _experiments() -> Path:
+    folder = home() / "experiments"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no experiment files. Run from a checkout, or set DYNAREP_HOME to one.")
+    return folder
 
 
 def load(path: Path) -> Experiment:
@@ -324,13 +376,13 @@ def load(path: Path) -> Experiment:
     except ValidationError as error:
         raise invalid(path, explain(error, ExperimentFile)) from None
     if faults := experiment.faults():
-        raise invalid(path, faults)
+        raise invalid(path, dict.fromkeys(faults))
     return experiment
 
 
 def load_all() -> list[Experiment]:
     """Read every experiment file; UserError lists the faults of all of them at once."""
-    folder = home() / "experiments"
+    folder = _experiments()
     files = sorted(p for p in folder.glob("*/*.yaml") if p.parent.name not in ("tiers", "profiles"))
     if not files:
         raise UserError(f"{folder}: no experiment files. Run from a checkout, or set DYNAREP_HOME to one.")
@@ -341,11 +393,11 @@ def load_all() -> list[Experiment]:
         except UserError as error:
             faults.append(str(error))
     if faults:
-        raise UserError("\n".join(faults))
-    for what in ("key", "claim"):
+        raise UserError("\n".join(dict.fromkeys(faults)))
+    for what in ("id", "claim"):
         owners: dict[str, Path] = {}
         for experiment in found:
-            names = [experiment.key] if what == "key" else [c.id for c in experiment.spec.claims]
+            names = [experiment.spec.id] if what == "id" else [c.id for c in experiment.spec.claims]
             for name in names:
                 if name in owners:
                     raise UserError(f"{experiment.file}: {what} '{name}' is already in {owners[name]}.")
@@ -363,5 +415,12 @@ def find(experiments: Sequence[Experiment], word: str) -> Experiment:
 
 
 def distinct(jobs: Sequence[Job]) -> list[Job]:
-    """Drop jobs that another experiment already asks for."""
-    return list({job.key(): job for job in reversed(jobs)}.values())[::-1]
+    """Drop runs that an earlier job already asks for; what is left of a job's seeds stays together."""
+    seen: set[Path] = set()
+    kept = []
+    for job in jobs:
+        seeds = tuple(seed for seed, folder in zip(job.seeds, job.folders(), strict=True) if folder not in seen)
+        seen |= set(job.folders())
+        if seeds:
+            kept.append(replace(job, seeds=seeds))
+    return kept

@@ -33,7 +33,7 @@ FORMATS = ("svg", "pdf", "png")
 MARKERS = "osD^vP*X"
 STYLES = ["-", "--", ":", "-."]
 STYLE = {
-    "svg.fonttype": "none",
+    "svg.fonttype": "path",  # looks the same where the font is not installed
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,

@@ -2,13 +2,14 @@
 
 Every parameter has a leading seed axis S and a member axis E (twin critics, ensembles). All parameters of a
 network lie in one matrix of S*E rows; the layers read views of it, gradients are accumulated into views of a
-second one, and Adam walks over both once. A seed's numbers must not depend on the block it runs in. Three things
+second one, and Adam walks over both once. A seed's numbers must not depend on the block it runs in. Four things
 see to that, and `tests/test_nets.py` holds them down:
 
 * `torch.baddbmm` gives each batch entry the same bytes whatever the batch size, unless the output has width 1;
   scalar heads are therefore a multiply and a sum (`Spec.sizes` ending in 1).
 * Vectorised element-wise kernels treat the last numel % 32 elements with other instructions. Rows of the parameter
   matrix are padded to 64 floats, and batch sizes are multiples of 32 wherever this matters.
+* Matrix products round differently where an entry of the batch is not aligned: widths are multiples of 8.
 * Sums run over whole contiguous rows of a seed, never across seeds.
 """
 
@@ -229,7 +230,7 @@ class Adam:
         grad = self.net.flat.grad
         assert grad is not None
         per_seed = grad.view(self.net.seeds, -1)
-        norm = per_seed.square().sum(1).sqrt_()
+        norm = torch.linalg.vector_norm(per_seed, dim=1)
         if self.clip is not None:
             per_seed.mul_(torch.where(norm < self.clip, 1.0, self.clip / norm).unsqueeze(1))
         self._adam.step()

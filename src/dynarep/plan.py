@@ -78,10 +78,5 @@ def cost(experiment: Experiment, jobs: Sequence[Job], tier: str, results: Path) 
 
 def costs(experiments: Sequence[Experiment], tier: str, results: Path) -> list[Cost]:
     """Return each experiment's cost; a run that two experiments share is counted with the first."""
-    seen: set[str] = set()
-    rows = []
-    for experiment in experiments:
-        jobs = [job for job in distinct(experiment.jobs(tier)) if job.key() not in seen]
-        seen |= {job.key() for job in jobs}
-        rows.append(cost(experiment, jobs, tier, results))
-    return rows
+    jobs = distinct([job for experiment in experiments for job in experiment.jobs(tier)])
+    return [cost(e, [job for job in jobs if job.experiment == e.spec.id], tier, results) for e in experiments]

@@ -138,7 +138,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
         parts = [manifest[key] for key in ("config", "identity", "seed", "code", "lock", "files")]
         assert isinstance(parts[0], dict)
+        assert isinstance(parts[1], str)
+        assert isinstance(manifest["code"]["fingerprint"], str)
         assert isinstance(manifest["files"][METRICS]["sha256"], str)
+        assert isinstance(manifest["files"][METRICS]["bytes"], int)
+        identity(parts[0])  # refuses NaN
     except FileNotFoundError:
         raise RecordError(
             f"{folder}: no finished run here. Type `make reproduce`, or `dynarep train` for one job."

@@ -22,7 +22,7 @@ class EnsembleConfig(AgentConfig):
     # networks
     members: int = hp(7, "[code] ensemble size", ge=1)
     elites: int = hp(5, "[code] members kept for rollouts", ge=1)
-    width: int = hp(200, "[code] hidden units", ge=8)
+    width: int = hp(200, "[code] hidden units", ge=8, multiple_of=8)
     layers: int = hp(4, "[code] hidden layers", ge=1)
     log_variance_max: float = hp(0.5, "[code] fixed, not learned (quirk Q2)")
     log_variance_min: float = hp(-10.0, "[code] fixed, not learned (quirk Q2)")

@@ -1,0 +1,531 @@
+"""Bad input: one message that says what is wrong where and what to type, exit code 2, nothing created or changed."""
+
+import functools
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dynarep import cli, experiment, run
+
+Change = Callable[[Path], object]
+R1, C, SMOKE = "madtd/R1_generalisation.yaml", "ftfl/C_reward_model.yaml", "tiers/smoke.yaml"
+LIST, PLAN, CLAIMS = ["list"], ["plan", "--tier", "smoke"], ["claims", "--tier", "smoke"]
+TRAIN = ["train", "--tier", "smoke", "--experiment", "R1", "--variant", "no_model_data", "--task", "walker-walk"]
+FIGURE = ["figure", "--tier", "smoke", "--experiment", "R1"]
+BUDGET = "runs.accelerated.budget.smoke.0"
+TYRO = "For full helptext"  # tyro's own messages end with it
+
+# -- what a case breaks -------------------------------------------------------------------------------------------
+
+
+def nothing(home: Path) -> None:
+    """The arguments are wrong, the files are right."""
+
+
+@functools.cache
+def as_json(content: bytes) -> str:
+    """JSON is YAML, and read faster."""
+    return json.dumps(yaml.safe_load(content))
+
+
+def edited(file: str, edit: Callable[[Any], object]) -> Change:
+    def change(home: Path) -> None:
+        path = home / "experiments" / file
+        data = json.loads(as_json(path.read_bytes()))
+        edit(data)
+        path.write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+    return change
+
+
+def inner(data: Any, dotted: str) -> tuple[Any, Any]:
+    """Return the mapping or list that holds a dotted key, and the key."""
+    *parents, last = (int(part) if part.isdigit() else part for part in dotted.split("."))
+    for part in parents:
+        data = data[part]
+    return data, last
+
+
+def put(file: str, dotted: str, value: Any) -> Change:
+    def edit(data: Any) -> None:
+        holder, key = inner(data, dotted)
+        holder[key] = value
+
+    return edited(file, edit)
+
+
+def misspell(file: str, dotted: str, wrong: str) -> Change:
+    def edit(data: Any) -> None:
+        holder, key = inner(data, dotted)
+        holder[wrong] = holder.pop(key)
+
+    return edited(file, edit)
+
+
+def drop(file: str, dotted: str) -> Change:
+    def edit(data: Any) -> None:
+        holder, key = inner(data, dotted)
+        del holder[key]
+
+    return edited(file, edit)
+
+
+def text(file: str, content: str | bytes) -> Change:
+    data = content.encode() if isinstance(content, str) else content
+    return lambda home: (home / "experiments" / file).write_bytes(data)
+
+
+def both(*changes: Change) -> Change:
+    return lambda home: [change(home) for change in changes]
+
+
+def copied(file: str, to: str) -> Change:
+    return lambda home: shutil.copy(home / "experiments" / file, home / "experiments" / to)
+
+
+def removed(place: str) -> Change:
+    def change(home: Path) -> None:
+        path = home / place
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
+def in_the_way(place: str) -> Change:
+    """A file where a folder should be made."""
+
+    def change(home: Path) -> None:
+        (home / place).parent.mkdir(parents=True, exist_ok=True)
+        (home / place).write_text("in the way")
+
+    return change
+
+
+def with_runs(*changes: Callable[[Path], object]) -> Change:
+    """Put the finished run below the home's results and spoil it; the run's folder is passed on."""
+
+    def change(home: Path) -> None:
+        shutil.copytree(FINISHED[0], home / "results" / "runs")
+        (folder,) = (home / "results" / "runs").glob("*/*/*/seed=0")
+        for spoil in changes:
+            spoil(folder)
+
+    return change
+
+
+def manifest(edit: Callable[[Any], object]) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        data = json.loads((folder / "manifest.json").read_text())
+        edit(data)
+        (folder / "manifest.json").write_text(json.dumps(data))
+
+    return change
+
+
+def no_json(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"identity": "torn')
+
+
+def one_digit(folder: Path) -> None:
+    file = folder / "metrics.csv"
+    content = file.read_bytes()
+    file.write_bytes(content[:-2] + (b"1" if content[-2:-1] != b"1" else b"2") + content[-1:])
+
+
+def no_metrics(folder: Path) -> None:
+    (folder / "metrics.csv").unlink()
+
+
+def as_seed_1(folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name("seed=1"))
+
+
+FINISHED: list[Path] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_finished_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Train seed 0 of R1's first arm at the smoke tier, once."""
+    checkout = Path(__file__).resolve().parents[1]
+    r1 = experiment.load(checkout / "experiments" / R1)
+    job = cli.find_job(r1, "no_model_data", "walker-walk", "0", "smoke", None)
+    FINISHED[:] = [tmp_path_factory.mktemp("finished")]
+    run.train(job, FINISHED[0])
+
+
+# -- the table: what is broken, what is typed, what the message must say ------------------------------------------
+
+CASES: dict[str, tuple[Change, list[str], list[str]]] = {
+    # a misspelt key, at each level
+    "key at the top": (
+        misspell(R1, "caption", "captoin"), PLAN,
+        [R1, "captoin: unknown key", "'caption'?", "deviations", "caption: is missing"],
+    ),
+    "key of a variant": (
+        misspell(R1, "variants.no_model_data.label", "lable"), PLAN,
+        [R1, "variants.no_model_data.lable: unknown key", "'label'?", "Allowed: agent, environment, label, protocol"],
+    ),
+    "key of a group": (
+        misspell(R1, "runs.accelerated.protocol", "protcol"), PLAN,
+        [R1, "runs.accelerated.protcol: unknown key", "'protocol'?", "Allowed: agent, budget"],
+    ),
+    "key of a budget": (
+        misspell(R1, f"{BUDGET}.updates", "update"), PLAN,
+        [R1, f"{BUDGET}.update: not a budget key", "'updates'?", "Allowed: batch_size", "width"],
+    ),
+    "key of settings": (
+        misspell(R1, "runs.accelerated.settings.environment", "enviroment"), PLAN,
+        [R1, "runs.accelerated.settings.enviroment: unknown key", "'environment'?", "Allowed: agent, environment"],
+    ),
+    "key of settings.agent": (
+        misspell(R1, "runs.accelerated.settings.agent.discount", "discuont"), PLAN,
+        [R1, "runs.accelerated.settings.agent.discuont: unknown key", "'discount'?", "Allowed: batch_size, bins"],
+    ),
+    "key of settings.protocol": (
+        misspell(R1, "runs.accelerated.settings.protocol.update_ratio", "updat_ratio"), PLAN,
+        [R1, "runs.accelerated.settings.protocol.updat_ratio: unknown key", "'update_ratio'?", "Allowed: held_out"],
+    ),
+    "key of settings.environment": (
+        misspell(R1, "runs.accelerated.settings.environment.action_repeat", "action_repaet"), PLAN,
+        [R1, "runs.accelerated.settings.environment.action_repaet: unknown key", "'action_repeat'?", "reward_scale"],
+    ),
+    "key of a variant's agent": (
+        misspell(R1, "variants.five_percent.agent.model_fraction", "model_fractoin"), PLAN,
+        [R1, "variants.five_percent.agent.model_fractoin: unknown key", "'model_fraction'?", "Allowed: batch_size"],
+    ),
+    "key of the protocol among the agent's": (
+        put(R1, "runs.accelerated.settings.agent.updates", 32), PLAN,
+        [R1, "runs.accelerated.settings.agent.updates: unknown key", "Allowed: batch_size"],
+    ),
+    "key of a claim": (
+        misspell(R1, "claims.0.no_effect", "no_efect"), PLAN,
+        [R1, "claims.0.no_efect: unknown key", "'no_effect'?", "Allowed: contrast, direction"],
+    ),
+    "key of a contrast": (
+        misspell(R1, "claims.0.contrast.kind", "knid"), PLAN,
+        [R1, "claims.0.contrast.knid: unknown key", "'kind'?", "Allowed: kind, of, tasks, to"],
+    ),
+    "key of a contrast's side": (
+        misspell(R1, "claims.0.contrast.of.variant", "varaint"), PLAN,
+        [R1, "claims.0.contrast.of.varaint: unknown key", "'variant'?", "Allowed: metric, variant, worst"],
+    ),
+    "key of a panel": (
+        misspell(R1, "figure.panels.0.log", "lgo"), PLAN,
+        [R1, "figure.panels.0.lgo: unknown key", "'log'?", "Allowed: kind, label, log"],
+    ),
+    "key of a tier file": (
+        misspell(SMOKE, "purpose", "purpos"), PLAN,
+        [SMOKE, "purpos: unknown key", "'purpose'?", "Allowed: budget, purpose, tier", "purpose: is missing"],
+    ),
+    "key of a tier's budget": (
+        misspell(SMOKE, "budget.seeds", "seed"), PLAN,
+        [SMOKE, "budget.seed: unknown key", "'seeds'?", "Allowed: batch_size"],
+    ),
+    # a wrong value
+    "seeds as a word": (
+        put(R1, f"{BUDGET}.seeds", "ten"), PLAN, [R1, f"{BUDGET}.seeds: input should be a valid integer", "got 'ten'"],
+    ),
+    "no seeds": (
+        put(SMOKE, "budget.seeds", 0), PLAN,
+        [SMOKE, "budget.seeds: input should be greater than or equal to 1", "got 0"],
+    ),
+    "seeds of nothing": (put(SMOKE, "budget.seeds", None), PLAN, [f"{BUDGET}.seeds: is missing"]),
+    "tasks of nothing": (put(R1, f"{BUDGET}.tasks", None), PLAN, [R1, f"{BUDGET}.tasks: is missing"]),
+    "tasks as a word": (
+        put(R1, f"{BUDGET}.tasks", "walker-walk"), PLAN, [R1, f"{BUDGET}.tasks: input should be", "got 'walker-walk'"],
+    ),
+    "negative updates": (
+        put(R1, f"{BUDGET}.updates", -3), PLAN,
+        [R1, f"{BUDGET}.updates: input should be greater than or equal to 1", "got -3"],
+    ),
+    "negative updates in a tier file": (
+        both(put(SMOKE, "budget.updates", -3), drop(R1, f"{BUDGET}.updates")), PLAN,
+        [R1, "tiers/smoke.yaml: budget.updates: input should be greater than or equal to 1", "got -3"],
+    ),
+    "width not a multiple of 8": (
+        put(R1, f"{BUDGET}.width", 12), PLAN, [R1, f"{BUDGET}.width: input should be a multiple of 8", "got 12"],
+    ),
+    "measured between agent steps": (
+        put(R1, f"{BUDGET}.measure_at", [17]), PLAN,
+        [R1, f"{BUDGET}: 17: must be a multiple of update_ratio 16 in 1..32"],
+    ),
+    "probability of two": (
+        put(R1, "variants.five_percent.agent.model_fraction", 2), PLAN,
+        [R1, "variants.five_percent.agent.model_fraction: input should be less than or equal to 1", "got 2"],
+    ),
+    "task among the settings": (
+        put(R1, "runs.accelerated.settings.environment.task", "dog-run"), PLAN,
+        [R1, "runs.accelerated.settings.environment.task", "Write it under 'tasks'"],
+    ),
+    # a name that does not exist
+    "task": (
+        put(R1, f"{BUDGET}.tasks", ["walker-wlak"]), PLAN,
+        [R1, f"{BUDGET}.tasks: unknown task 'walker-wlak'", "did you mean walker-walk"],
+    ),
+    "agent": (
+        put(R1, "runs.accelerated.agent", "madtd"), PLAN,
+        [R1, "runs.accelerated.agent: unknown agent 'madtd'", "'mad_td'?", "Allowed: ensemble, mad_td"],
+    ),
+    "protocol": (
+        put(R1, "runs.accelerated.protocol", "forzen"), PLAN,
+        [R1, "runs.accelerated.protocol: unknown protocol 'forzen'", "'frozen'?", "Allowed: frozen, model_fit"],
+    ),
+    "variant of a group": (
+        put(R1, "runs.accelerated.variants", ["no_modle_data"]), PLAN,
+        [R1, "runs.accelerated.variants: unknown variant 'no_modle_data'", "'no_model_data'?", "Allowed: five_percent"],
+    ),
+    "variant of a claim": (
+        put(R1, "claims.0.contrast.of.variant", "no_modle_data"), PLAN,
+        [R1, "claims.C1.", "unknown variant 'no_modle_data'", "'no_model_data'?", "Allowed: five_percent"],
+    ),
+    "variant of a panel": (
+        put(R1, "figure.panels.0.variants", ["five"]), PLAN,
+        [R1, "figure.panels.0.", "unknown variant 'five'", "'five_percent'?", "no_model_data"],
+    ),
+    "metric of a claim": (
+        put(R1, "claims.0.contrast.of.metric", "td_rms/on_polcy"), PLAN,
+        [R1, "claims.C1.", "unknown metric 'td_rms/on_polcy'", "'td_rms/on_policy'?", "Allowed: diverged"],
+    ),
+    "metric of a panel": (
+        put(R1, "figure.panels.0.metrics", {"td_rms/trian": "training"}), PLAN,
+        [R1, "figure.panels.0.metrics", "unknown metric 'td_rms/trian'", "'td_rms/train'?", "Allowed: diverged"],
+    ),
+    "group of a claim": (
+        put(C, "claims.0.runs", "shrot"), PLAN, [C, "claims.F3.runs: unknown group 'shrot'", "'short'?", "Allowed: "],
+    ),
+    "task of a claim": (
+        put(C, "claims.0.contrast.tasks", ["walker-run"]), PLAN,
+        [C, "claims.F3.contrast.tasks: 'walker-run' has no runs at tier ci", "'walker-walk'?", "Allowed: "],
+    ),
+    "tier of a claim": (
+        put(R1, "claims.0.tiers", {"cii": "gated"}), PLAN,
+        [R1, "claims.0.tiers.cii", "input should be 'smoke', 'ci', 'reduced' or 'paper'", "got 'cii'"],
+    ),
+    # a claim that nothing can judge
+    "claim gated at a tier without runs": (
+        both(put(R1, "claims.0.tiers.smoke", "gated"), drop(R1, "runs.accelerated.budget.smoke")), PLAN,
+        [R1, "claims.C1.tiers.smoke: gated, but no group has runs", "some at: ci, reduced, paper"],
+    ),
+    "claim that two groups could judge": (
+        edited(R1, lambda data: data["runs"]["paper_constants"]["budget"].update(ci=[{"tasks": ["dog-trot"]}])), PLAN,
+        [R1, "claims.C1.tiers.ci: gated, but several groups", "'runs:'", "accelerated, paper_constants"],
+    ),
+    "claim on a variant that its group does not run": (
+        put(R1, "runs.accelerated.variants", ["no_model_data"]), CLAIMS,
+        [R1, "claims.C1b.variant: 'five_percent' is not among those of runs.accelerated", "Allowed: no_model_data"],
+    ),
+    "smallest on the wrong side": (
+        put(R1, "claims.0.smallest", 0.7), PLAN, [R1, "claims.0: smallest 0.7 lies on the other side of no_effect 1"],
+    ),
+    "level with two sides": (
+        put(R1, "claims.0.contrast.kind", "level"), PLAN, [R1, "claims.0.contrast: a level has no 'to'"],
+    ),
+    # files
+    "key given twice": (
+        text(R1, "id: R1\npaper: madtd\nid: R2\n"), PLAN, [R1, "line 3", "key 'id' is given twice"],
+    ),
+    "key that is a list": (text(R1, "id: R1\n? [a, b]\n: 1\n"), PLAN, [R1, "line 2", "a key must be a word"]),
+    "syntax": (
+        text(R1, "id: R1\npaper: madtd\ntitle: {no: closing\nvariants: 1\n"), PLAN,
+        [R1, "line 4", "not readable as YAML"],
+    ),
+    "not a mapping": (text(R1, "- id\n- paper\n"), PLAN, [R1, "must be a mapping of keys to values"]),
+    "empty file": (text(R1, ""), PLAN, [R1, "must be a mapping of keys to values"]),
+    "not text": (text(R1, b"\xff\xfe\x00id"), PLAN, [R1, "not readable as YAML"]),
+    "no experiments": (
+        both(removed("experiments/madtd"), removed("experiments/ftfl")), PLAN, ["experiments: no", "DYNAREP_HOME"],
+    ),
+    "not a checkout": (removed("experiments"), PLAN, ["experiments: no experiment files", "set DYNAREP_HOME"]),
+    "no tier file": (removed(f"experiments/{SMOKE}"), LIST, [SMOKE, "cannot be read: No such file"]),
+    "tier file of another tier": (put(SMOKE, "tier", "ci"), PLAN, [SMOKE, "tier: is 'ci'", "smoke.yaml"]),
+    "hyperparameter in a tier file": (
+        put(SMOKE, "budget.lr", 1e-4), LIST, [SMOKE, "budget.lr: unknown key", "Allowed: batch_size", "updates, width"],
+    ),
+    "hyperparameter in a budget": (
+        put(R1, f"{BUDGET}.lr", 1e-4), PLAN, [R1, f"{BUDGET}.lr: not a budget key of mad_td and frozen", "Allowed: "],
+    ),
+    "two experiments with one id": (
+        both(copied(R1, "madtd/R9.yaml")), PLAN, ["madtd/R9.yaml: id 'R1' is already in", R1],
+    ),
+    "two papers with one id": (put(C, "id", "R1"), PLAN, [f"{R1}: id 'R1' is already in", C]),
+    "one claim id in two files": (put(C, "claims.0.id", "C1"), PLAN, [f"{R1}: claim 'C1' is already in", C]),
+    "one claim id twice in a file": (put(R1, "claims.1.id", "C1"), PLAN, [f"{R1}: claim 'C1' is already in"]),
+    # several faults, all at once
+    "several faults of form": (
+        both(
+            misspell(R1, "caption", "captoin"), misspell(R1, "figure.panels.0.log", "lgo"),
+            put(R1, "claims.0.direction", "up"), put(R1, "id", "R 1"),
+        ), PLAN,
+        [R1, "captoin: unknown", "figure.panels.0.lgo: unknown", "claims.0.direction: input should be", "id: string"],
+    ),
+    "several faults of content": (
+        both(
+            put(R1, "variants.five_percent.agent.model_fraction", 2), put(R1, f"{BUDGET}.seeds", "ten"),
+            put(R1, f"{BUDGET}.lr", 1e-4), put(R1, "runs.paper_constants.agent", "madtd"),
+            put(R1, "runs.accelerated.settings.protocol.ratio", 1), put(R1, "runs.accelerated.settings.agent.gamma", 1),
+            put(R1, "claims.0.contrast.of.metric", "error"), put(R1, "claims.1.contrast.of.variant", "ten_percent"),
+        ), PLAN,
+        [
+            R1, "agent.model_fraction: input", f"{BUDGET}.seeds: input", f"{BUDGET}.lr: not a", "unknown agent 'madtd'",
+            "settings.protocol.ratio: unknown", "settings.agent.gamma: unknown", "unknown metric 'error'",
+            "unknown variant 'ten_percent'",
+        ],
+    ),
+    "faults in two files": (
+        both(put(R1, "figure.panels.0.lgo", True), put(C, "claims.0.smallest", 0.5)), PLAN,
+        [R1, "panels.0.lgo: unknown key", C, "claims.0: smallest 0.5"],
+    ),
+    # the command line
+    "unknown sub-command": (
+        nothing, ["paln"], ["'paln'", "'plan'?", "Allowed: claims, figure, list", "dynarep --help"],
+    ),
+    "no sub-command": (nothing, [], ["list, plan, train", TYRO]),
+    "unknown option": (nothing, ["plan", "--teir", "smoke"], ["--teir", "--tier", TYRO]),
+    "option without a value": (nothing, ["plan", "--tier"], ["--tier", TYRO]),
+    "required option missing": (nothing, TRAIN, ["--seeds", "0-4 or 0,2,5-7", "dynarep train --help"]),
+    "unknown tier": (
+        nothing, ["plan", "--tier", "cii"], ["unknown tier 'cii'", "'ci'?", "Allowed: ci, paper", "Pass --tier"],
+    ),
+    "unknown tier of claims": (nothing, ["claims", "--tier", "papr"], ["unknown tier 'papr'", "'paper'?"]),
+    "unknown tier of the report": (nothing, ["report", "--tier", "full"], ["unknown tier 'full'", "Allowed: ci"]),
+    "unknown experiment": (
+        nothing, ["plan", "--experiment", "R2"], ["unknown experiment 'R2'", "'R1'?", "ftfl_C", "`dynarep list`"],
+    ),
+    "unknown paper": (
+        nothing, ["plan", "--paper", "madt"], ["unknown paper 'madt'", "'madtd'?", "ftfl, madtd", "Pass --paper"],
+    ),
+    "unknown variant": (
+        nothing, [*TRAIN, "--seeds", "0", "--variant", "no_modle_data"],
+        ["unknown variant 'no_modle_data'", "'no_model_data'?", "Allowed: five_percent", "Pass --variant"],
+    ),
+    "unknown task": (
+        nothing, [*TRAIN, "--seeds", "0", "--task", "walker-wlk"],
+        ["unknown task 'walker-wlk'", "'walker-walk'?", "Allowed: walker-walk", "Pass --task"],
+    ),
+    "unknown group": (
+        nothing, [*TRAIN, "--seeds", "0", "--runs", "acelerated"],
+        ["'acelerated'", "'accelerated'?", "Allowed: accelerated", "Pass --runs"],
+    ),
+    "task that the variant does not run": (
+        edited(C, lambda data: data["runs"].update(
+            other={**data["runs"]["short"], "variants": ["ftfl"], "budget": {"smoke": [{"tasks": ["dog-run"]}]}}
+        )),
+        ["train", "--tier", "smoke", "--experiment", "C", "--variant", "mbpo", "--task", "dog-run", "--seeds", "0"],
+        ["'dog-run'", "variant 'mbpo'", "Allowed: Hopper-v5, walker-walk", "Pass --task"],
+    ),
+    "seeds in letters": (nothing, [*TRAIN, "--seeds", "a-b"], ["--seeds 'a-b'", "0-4 or 0,2,5-7"]),
+    "seeds backwards": (nothing, [*TRAIN, "--seeds", "4-2"], ["--seeds '4-2'", "0-4 or 0,2,5-7"]),
+    "seed given twice": (nothing, [*TRAIN, "--seeds", "0,0"], ["--seeds '0,0'", "given twice"]),
+    "empty seeds": (nothing, [*TRAIN, "--seeds", ""], ["--seeds ''", "0-4 or 0,2,5-7"]),
+    "negative seed": (nothing, [*TRAIN, "--seeds", "-1"], ["--seeds '-1'", "0-4 or 0,2,5-7"]),
+    "seeds beyond memory": (nothing, [*TRAIN, "--seeds", "0-999999999"], ["--seeds '0-999999999'", "1000 seeds"]),
+    # folders
+    "results in the way": (
+        in_the_way("results"), [*TRAIN, "--seeds", "0"], ["results/runs: not writable", "Not a directory", "--results"],
+    ),
+    "figures in the way": (with_runs(lambda folder: in_the_way("figures")(folder.parents[5])), FIGURE,
+        ["figures/smoke/madtd: not writable", "Not a directory"],
+    ),
+    "claims in the way": (
+        in_the_way("out"), [*CLAIMS, "--out", "HOME/out/claims.json"], ["out/claims.json: cannot be written"],
+    ),
+    # runs
+    "figure without runs": (
+        nothing, FIGURE,
+        ["madtd_R1: none of its 4 runs at tier 'smoke'", "`make reproduce TIER=smoke`", "dynarep train"],
+    ),
+    "figure at a tier without runs": (
+        drop(R1, "runs.accelerated.budget.smoke"), FIGURE,
+        ["madtd_R1 has no runs at tier 'smoke'", "some at: ci, reduced, paper"],
+    ),
+    "training at a tier without runs": (
+        drop(R1, "runs.accelerated.budget.smoke"), [*TRAIN, "--seeds", "0"],
+        ["madtd_R1 has no runs at tier 'smoke'", "some at: ci, reduced, paper"],
+    ),
+    "run of other code": (
+        with_runs(manifest(lambda data: data["code"].update(fingerprint="0" * 64))), [*TRAIN, "--seeds", "0"],
+        ["seed=0: was made by other code", "--redo", "--results"],
+    ),
+    "run of other packages": (
+        with_runs(manifest(lambda data: data.update(lock="0" * 64))), [*TRAIN, "--seeds", "0"],
+        ["seed=0: was made by other package versions", "--redo", "--results"],
+    ),
+    "manifest torn, training": (
+        with_runs(no_json), [*TRAIN, "--seeds", "0"], ["manifest.json: is not a manifest", "Delete", "seed=0 and run"],
+    ),
+    "manifest torn, drawing": (with_runs(no_json), FIGURE, ["manifest.json: is not a manifest", "Delete"]),
+    "manifest of other form": (
+        with_runs(manifest(lambda data: data.update(code="abc"))), [*TRAIN, "--seeds", "0"],
+        ["manifest.json: is not a manifest", "Delete"],
+    ),
+    "manifest without sizes": (
+        with_runs(manifest(lambda data: data["files"]["metrics.csv"].pop("bytes"))), FIGURE,
+        ["manifest.json: is not a manifest", "Delete"],
+    ),
+    "manifest with a number that is none": (
+        with_runs(manifest(lambda data: data["config"]["agent"].update(lr=float("nan")))), FIGURE,
+        ["manifest.json: is not a manifest", "Delete"],
+    ),
+    "configuration edited": (
+        with_runs(manifest(lambda data: data["config"]["agent"].update(lr=0.5))), FIGURE,
+        ["manifest.json: its configuration does not hash to its identity", "Move the folder away"],
+    ),
+    "run in the folder of another seed": (
+        with_runs(as_seed_1), FIGURE, ["seed=1/manifest.json: it is seed 0, expected 1", "Move the folder away"],
+    ),
+    "one digit altered, training": (
+        with_runs(one_digit), [*TRAIN, "--seeds", "0"], ["metrics.csv: was altered", "Delete", "run the same command"],
+    ),
+    "one digit altered, drawing": (with_runs(one_digit), FIGURE, ["metrics.csv: was altered", "Delete"]),
+    "metrics gone": (with_runs(no_metrics), FIGURE, ["metrics.csv: cannot be read", "Delete", "run the same command"]),
+}  # fmt: skip
+
+
+def listing(home: Path) -> dict[str, Any]:
+    """Every path below; of a file, size, time and hash. (Probing whether a folder is writable touches its time.)"""
+    found: dict[str, Any] = {}
+    for path in sorted(home.rglob("*")):
+        stat = path.lstat()
+        content = None
+        if path.is_file():
+            content = stat.st_size, stat.st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()
+        found[str(path.relative_to(home))] = content
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_gets_one_helpful_message_and_leaves_nothing(name, new_home, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    change, arguments, said = CASES[name]
+    change(new_home)
+    before = listing(new_home)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([argument.replace("HOME", str(new_home)) for argument in arguments])
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2, shown.err
+    assert "Traceback" not in shown.err
+    assert len(re.findall(rf"^dynarep: |{TYRO}", shown.err, re.MULTILINE)) == 1, f"not one message:\n{shown.err}"
+    assert TYRO in shown.err or shown.err.startswith("dynarep: ")
+    faults = shown.err.splitlines()
+    assert TYRO in shown.err or len(set(faults)) == len(faults), f"a fault is reported twice:\n{shown.err}"
+    assert not shown.out
+    missing = [words for words in said if words not in shown.err]
+    assert not missing, f"{missing} not in:\n{shown.err}"
+    assert listing(new_home) == before, "bad input left something behind"
+
+
+def test_the_files_that_the_cases_break_are_right_when_left_alone(new_home, capsys):
+    """Otherwise a case could pass for a fault that was there before."""
+    for arguments in (LIST, PLAN):
+        cli.main(arguments)
+    with_runs()(new_home)
+    cli.main([*TRAIN, "--seeds", "0"])
+    assert "1 already there" in capsys.readouterr().out
+    assert len(CASES) >= 30

@@ -1,0 +1,346 @@
+"""Experiment file + tier -> runs: what makes two runs the same, and that every file and every claim can be used."""
+
+import functools
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from dynarep import cli, records, run
+from dynarep.configs import AgentConfig, EnvironmentConfig, PartConfig, ProtocolConfig, registry
+from dynarep.envs import split_task
+from dynarep.errors import UserError
+from dynarep.experiment import Experiment, RunConfig, _blocks, distinct, identity, load, load_all, span
+from dynarep.schema import budget_model
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+FILES = sorted(p for p in EXPERIMENTS.glob("*/*.yaml") if p.parent.name not in ("tiers", "profiles"))
+R1 = "madtd/R1_generalisation.yaml"
+PARTS: list[type[PartConfig]] = [*registry(AgentConfig).values(), *registry(ProtocolConfig).values()]
+FIELDS = [(part, field) for part in (EnvironmentConfig, *PARTS) for field in part.model_fields]
+
+
+@functools.cache
+def read(file: Path) -> Experiment:
+    return load(file)
+
+
+@functools.cache
+def source(file: Path) -> str:
+    return json.dumps(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def write(home: Path, name: str, data: dict[str, Any]) -> Experiment:
+    path = home / "experiments" / name
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return load(path)
+
+
+def identities(experiment: Experiment) -> dict[tuple[Any, ...], str]:
+    """(tier, group, variant, task, seeds) -> identity of every job."""
+    return {
+        (job.tier, job.group, job.variant, job.task, job.seeds): job.config.identity()
+        for tier in experiment.tiers()
+        for job in experiment.jobs(tier)
+    }
+
+
+# -- identity -----------------------------------------------------------------------------------------------------
+
+
+def backwards(data: Any) -> Any:
+    """The same data with every mapping's keys the other way round."""
+    if isinstance(data, dict):
+        return {key: backwards(value) for key, value in reversed(data.items())}
+    return [backwards(item) for item in data] if isinstance(data, list) else data
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_order_of_keys_in_a_file_makes_no_new_run(file, new_home):
+    other = write(new_home, f"{file.parent.name}/{file.name}", backwards(json.loads(source(file))))
+    assert identities(other) == identities(read(file))
+
+
+def test_the_order_of_keys_in_a_configuration_makes_no_new_run():
+    content = read(EXPERIMENTS / R1).jobs("smoke")[0].config.content()
+    assert identity(backwards(content)) == identity(content)
+    with pytest.raises(ValueError, match="JSON"):
+        identity({"lr": float("nan")})
+
+
+def test_the_derivation_of_identities_has_not_changed():
+    """If it has, no run that was ever made is found again: raise `experiment.FORMAT`."""
+    content = {"b": [1.5, "ä"], "a": None}
+    assert identity(content) == hashlib.sha256(b'{"a":null,"b":[1.5,"\\u00e4"]}').hexdigest()
+    assert identity(content).startswith("cbfa2e70")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_words_and_claims_make_no_new_run(file, new_home):
+    """Otherwise correcting a caption would throw away the runs."""
+    data = json.loads(source(file))
+    data |= {"id": "Z9", "title": "other", "caption": "other", "reproduces": "other", "deviations": [], "claims": []}
+    for variant in data["variants"].values():
+        variant["label"] += " (other)"
+    for group in data["runs"].values():
+        group["why"] = "other"
+    data["figure"]["panels"] = data["figure"]["panels"][:1]
+    assert identities(write(new_home, f"{file.parent.name}/other.yaml", data)) == identities(read(file))
+
+
+def test_the_tiers_name_makes_no_new_run(new_home):
+    data = json.loads(source(EXPERIMENTS / R1)) | {"claims": []}
+    block = data["runs"]["accelerated"]["budget"]["smoke"]
+    data["runs"]["accelerated"]["budget"] = {"smoke": block, "ci": block}
+    budget = read_tier("smoke")["budget"]
+    (new_home / "experiments/tiers/ci.yaml").write_text(json.dumps({"tier": "ci", "purpose": "x", "budget": budget}))
+    experiment = write(new_home, "madtd/other.yaml", data)
+    assert [j.key() for j in experiment.jobs("smoke")] == [j.key() for j in experiment.jobs("ci")] != []
+
+
+def read_tier(tier: str) -> dict[str, Any]:
+    return yaml.safe_load((EXPERIMENTS / "tiers" / f"{tier}.yaml").read_text(encoding="utf-8"))
+
+
+def candidates(value: Any) -> list[Any]:
+    """Other values of the same kind; the first that the field accepts is taken."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value + 8, value + 16, value + 32, 2 * value, value - 1]
+    if isinstance(value, float):
+        return [value / 2, value * 2, value + 0.5]
+    if isinstance(value, tuple):
+        return [(*value[:-1], 2 * value[-1]) if value else (16,), (16,)]
+    return ["direct", "residual", "gymnasium", "walker-run"]
+
+
+@pytest.mark.parametrize(("part", "field"), FIELDS, ids=lambda x: x if isinstance(x, str) else x.__name__)
+def test_every_hyperparameter_is_part_of_a_runs_identity(part, field):
+    """A field that is left out would let two different runs share a folder."""
+    before = getattr(part(), field)
+    for value in candidates(before):
+        try:
+            changed = part.model_validate({field: value})
+        except ValidationError:
+            continue
+        if getattr(changed, field) != before:
+            break
+    else:
+        pytest.fail(f"no other valid value of {part.__name__}.{field} found: add one to `candidates`")
+    places = {"agent": AgentConfig, "protocol": ProtocolConfig, "environment": EnvironmentConfig}
+    place = next(name for name, kind in places.items() if issubclass(part, kind))
+    defaults = {
+        "environment": EnvironmentConfig(),
+        "agent": next(iter(registry(AgentConfig).values()))(),
+        "protocol": next(iter(registry(ProtocolConfig).values()))(),
+    }
+    old, new = RunConfig(**{**defaults, place: part()}), RunConfig(**{**defaults, place: changed})
+    assert new.identity() != old.identity()
+    assert new.folder() != old.folder()
+
+
+@pytest.mark.parametrize(("place", "kind"), [("agent", AgentConfig), ("protocol", ProtocolConfig)])
+def test_agents_and_protocols_are_part_of_a_runs_identity(place, kind):
+    """Two of them with the same fields would otherwise share runs."""
+    config = read(EXPERIMENTS / R1).jobs("smoke")[0].config
+    for part in registry(kind).values():
+        assert replace(config, **{place: part()}).content()[place]["name"] == part.name
+
+
+def test_different_runs_never_share_a_folder():
+    """The folder shows eight digits of the identity: enough for the runs that there are."""
+    configs = [j.config for file in FILES for tier in read(file).tiers() for j in read(file).jobs(tier)]
+    assert len({config.folder() for config in configs}) == len({config.identity() for config in configs}) > 50
+
+
+# -- sharing and seeds --------------------------------------------------------------------------------------------
+
+
+def test_two_experiments_that_need_the_same_run_share_it(new_home):
+    data = json.loads(source(EXPERIMENTS / R1)) | {"id": "R9", "claims": []}
+    write(new_home, "madtd/R9.yaml", data)
+    first, second = (e for e in load_all() if e.spec.id in ("R1", "R9"))
+    jobs = first.jobs("smoke")
+    assert [job.folders() for job in jobs] == [job.folders() for job in second.jobs("smoke")]
+    assert distinct([*jobs, *second.jobs("smoke")]) == jobs
+
+
+def test_jobs_that_overlap_train_a_seed_once(new_home):
+    """Two rules with the same output would stop the DAG."""
+    (job, *_) = read(EXPERIMENTS / R1).jobs("smoke")
+    blocks = [(0, 1), (1, 2, 3), (2,), (3, 4)]
+    left = distinct([replace(job, seeds=seeds) for seeds in blocks])
+    assert [job.seeds for job in left] == [(0, 1), (2, 3), (4,)]
+
+
+@settings(deadline=None)
+@given(
+    first=st.integers(0, 1000),
+    count=st.integers(1, 100),
+    size=st.one_of(st.none(), st.integers(1, 120)),
+)
+def test_every_seed_is_in_one_block(first, count, size):
+    blocks = _blocks({"first_seed": first, "seeds": count, "seeds_per_job": size})
+    assert [seed for block in blocks for seed in block] == list(range(first, first + count))
+    assert all(1 <= len(block) <= (size or count) for block in blocks)
+    assert len(blocks) == -(-count // (size or count))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=20, unique=True))
+def test_seeds_written_for_people_are_read_back(seeds):
+    """The DAG passes them to the command line this way."""
+    assert cli.parse_seeds(span(seeds)) == tuple(seeds)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "written"), [((3,), "3"), ((0, 1, 2, 5), "0-2,5"), ((4, 5), "4-5"), ((5, 4), "5,4"), ((), "")]
+)
+def test_seeds_are_written_as_people_write_them(seeds, written):
+    assert span(seeds) == written
+
+
+# -- tiers --------------------------------------------------------------------------------------------------------
+
+
+def test_a_tier_can_change_budgets_and_nothing_else(new_home):
+    """A tier that could change a learning rate would test another algorithm."""
+    budget = {key for part in PARTS for key in part.budget} | {"tasks", "seeds", "first_seed", "seeds_per_job"}
+    assert set(budget_model().model_fields) == budget
+    for part in (EnvironmentConfig, *PARTS):
+        for field in set(part.model_fields) - budget:
+            with pytest.raises(ValidationError, match="extra_forbidden"):
+                budget_model().model_validate({field: part.model_fields[field].default})
+    (new_home / "experiments/tiers/smoke.yaml").write_text(
+        json.dumps({"tier": "smoke", "purpose": "x", "budget": {"seeds": 1, "discount": 0.5}})
+    )
+    with pytest.raises(UserError, match=r"budget\.discount"):
+        load(new_home / "experiments" / R1)
+
+
+def test_no_hyperparameter_of_the_algorithm_is_a_budget():
+    """What a tier may change is size and length, never how an algorithm learns."""
+    for part in PARTS:
+        assert part.budget <= set(part.model_fields), part
+        learning = ("lr", "rate", "discount", "clip", "loss", "target", "decay", "fraction", "ratio")
+        assert not [key for key in part.budget if any(word in key for word in learning)], part
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_between_tiers_only_budgets_differ(file):
+    spec = read(file).spec
+    for group, variant in ((group, variant) for group in spec.runs for variant in spec.variants):
+        found = set()
+        for tier in read(file).tiers():
+            for job in read(file).jobs(tier):
+                if (job.group, job.variant) == (group, variant):
+                    rest = job.config.content()
+                    for place, part in (("agent", job.config.agent), ("protocol", job.config.protocol)):
+                        rest[place] = {k: v for k, v in rest[place].items() if k not in part.budget}
+                    rest["environment"] = {k: v for k, v in rest["environment"].items() if k not in ("suite", "task")}
+                    found.add(identity(rest))
+        assert len(found) <= 1, f"{group}, {variant}"
+
+
+def test_an_experiments_budget_goes_before_the_tiers(new_home):
+    data = json.loads(source(EXPERIMENTS / R1)) | {"claims": []}
+    data["runs"]["accelerated"]["budget"] = {"smoke": [{"tasks": ["dog-run"], "seeds": "3", "first_seed": None}]}
+    tier = {"tier": "smoke", "purpose": "x", "budget": {"seeds": 7, "seeds_per_job": 2.0, "updates": 64, "width": 8}}
+    (new_home / "experiments/tiers/smoke.yaml").write_text(json.dumps(tier))
+    jobs = [j for j in write(new_home, "madtd/other.yaml", data).jobs("smoke") if j.variant == "five_percent"]
+    assert [job.seeds for job in jobs] == [(0, 1), (2,)]
+    assert (jobs[0].config.protocol.updates, jobs[0].config.agent.width) == (64, 8)
+
+
+def test_a_variants_settings_go_before_the_budget_and_this_before_the_groups(new_home):
+    data = json.loads(source(EXPERIMENTS / R1)) | {"claims": []}
+    data["variants"]["five_percent"]["agent"]["batch_size"] = 64
+    data["runs"]["accelerated"]["settings"]["agent"] |= {"batch_size": 128, "width": 128, "clip": 1.0}
+    jobs = write(new_home, "madtd/other.yaml", data).jobs("smoke")
+    sizes = {job.variant: (job.config.agent.batch_size, job.config.agent.width, job.config.agent.clip) for job in jobs}
+    assert sizes == {"no_model_data": (32, 16, 1.0), "five_percent": (64, 16, 1.0)}
+
+
+# -- the files that there are -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_experiment_resolves_at_every_tier_it_has(file):
+    experiment = read(file)
+    assert experiment.tiers()
+    for tier in experiment.tiers():
+        jobs = experiment.jobs(tier)
+        assert jobs
+        assert len({(job.key(), job.group) for job in jobs}) == len(jobs), "a run is listed twice"
+        for job in jobs:
+            for part in (job.config.environment, job.config.agent, job.config.protocol):
+                assert type(part).model_validate(part.model_dump()) == part
+                assert type(part).model_validate_json(part.model_dump_json()) == part
+            assert split_task(job.task)[0] == job.config.environment.suite
+            assert job.seeds
+            assert job.config.agent.update_flops(10, 3) > 0
+            assert job.config.protocol.agent_updates() > 0
+
+
+def test_every_tier_file_is_used():
+    used = {tier for file in FILES for tier in read(file).tiers()}
+    assert used == {path.stem for path in (EXPERIMENTS / "tiers").glob("*.yaml")}
+
+
+CLAIMS = [(file, claim.id, tier) for file in FILES for claim in read(file).spec.claims for tier in claim.tiers]
+
+
+@pytest.mark.parametrize(("file", "name", "tier"), CLAIMS, ids=lambda x: x if isinstance(x, str) else x.stem)
+def test_the_two_sides_of_a_claim_have_the_same_tasks_and_seeds(file, name, tier):
+    """A paired comparison of different seeds would not be one."""
+    experiment = read(file)
+    (claim,) = (claim for claim in experiment.spec.claims if claim.id == name)
+    if claim.tiers[tier] == "untested":
+        return
+    group = experiment.judging_group(claim, tier)
+    assert group
+    sides = []
+    for side in filter(None, (claim.contrast.of, claim.contrast.to)):
+        jobs = [job for job in experiment.jobs(tier) if (job.group, job.variant) == (group, side.variant)]
+        runs = [(job.task, seed) for job in jobs for seed in job.seeds]
+        sides.append([run for run in runs if run[0] in (claim.contrast.tasks or dict(runs))])
+        assert len(set(sides[-1])) == len(sides[-1]) >= 2, "one seed gives no interval, a seed twice a false one"
+        assert {task for task, _ in sides[-1]} >= set(claim.contrast.tasks or ())
+    assert all(side == sides[0] for side in sides)
+
+
+# -- what a run records -------------------------------------------------------------------------------------------
+
+SMOKE = [job for file in FILES for job in read(file).jobs("smoke")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every run of the smoke tier."""
+    results = tmp_path_factory.mktemp("smoke")
+    for job in distinct(SMOKE):
+        assert run.train(job, results) == list(job.seeds)
+    return results
+
+
+@pytest.mark.parametrize("protocol", sorted({job.config.protocol.name for job in SMOKE}))
+def test_a_protocol_records_the_metrics_that_it_declares(protocol, trained):
+    """Files are checked against the declaration: one too many there, and a claim fails after the runs."""
+    for job in (job for job in SMOKE if job.config.protocol.name == protocol):
+        for seed, folder in zip(job.seeds, job.folders(), strict=True):
+            record = records.read(trained / folder, job.config, seed)
+            assert set(record.columns["metric"]) == registry(ProtocolConfig)[protocol].metrics, folder
+
+
+def test_every_protocol_is_run_at_the_smoke_tier():
+    """One that is not would be declared, but never checked."""
+    assert {job.config.protocol.name for job in SMOKE} == set(registry(ProtocolConfig))
+    assert {job.config.agent.name for job in SMOKE} == set(registry(AgentConfig))

@@ -1,0 +1,153 @@
+"""The ring buffer against plain Python lists, and draws that belong to their seed."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynarep.replay import Replay, draw
+
+FIELDS: dict[str, tuple[int, ...]] = {"obs": (2,), "reward": ()}
+
+
+class Model:
+    """What the buffer should be: per seed, a list of rows with a place to write next."""
+
+    def __init__(self, seeds: int, capacity: int) -> None:
+        self.rows: list[list[float | None]] = [[None] * capacity for _ in range(seeds)]
+        self.next = 0
+
+    def add(self, values: np.ndarray) -> None:
+        for column in range(values.shape[1]):
+            for row, value in zip(self.rows, values[:, column], strict=True):
+                row[self.next] = float(value)
+            self.next = (self.next + 1) % len(self.rows[0])
+
+    @property
+    def size(self) -> int:
+        return sum(value is not None for value in self.rows[0])
+
+
+def rows(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Transitions that a number tells apart; the observation holds it twice."""
+    return {"obs": np.stack([values, -values], axis=-1), "reward": values}
+
+
+def batches(seeds: int, sizes: list[int]) -> list[np.ndarray]:
+    starts = np.cumsum([0, *sizes])
+    every = np.arange(starts[-1], dtype=np.float32) + 1000 * np.arange(seeds, dtype=np.float32)[:, None]
+    return [every[:, start:end] for start, end in pairwise(starts)]
+
+
+def check(buffer: Replay, model: Model) -> None:
+    assert buffer.size == model.size
+    indices = torch.arange(buffer.size).expand(len(model.rows), -1)
+    found = buffer.rows(indices)
+    expected = torch.tensor([row[: model.size] for row in model.rows])
+    torch.testing.assert_close(found["reward"], expected, rtol=0, atol=0)
+    torch.testing.assert_close(found["obs"], torch.stack([expected, -expected], -1), rtol=0, atol=0)
+
+
+@st.composite
+def histories(draw: Any) -> tuple[int, int, list[int]]:
+    capacity = draw(st.integers(1, 7))
+    return draw(st.integers(1, 3)), capacity, draw(st.lists(st.integers(1, capacity), min_size=1, max_size=9))
+
+
+@settings(deadline=None)
+@given(histories())
+def test_the_oldest_rows_are_overwritten_and_no_others(history):
+    seeds, capacity, sizes = history
+    buffer, model = Replay(FIELDS, seeds, capacity), Model(seeds, capacity)
+    for values in batches(seeds, sizes):
+        buffer.add(rows(values))
+        model.add(values)
+        check(buffer, model)
+    newest = np.concatenate(batches(seeds, sizes), axis=1)[:, -capacity:]
+    for seed, row in enumerate(model.rows):
+        assert sorted(value for value in row if value is not None) == sorted(newest[seed])
+
+
+@settings(deadline=None)
+@given(histories(), st.integers(0, 9))
+def test_a_restored_buffer_goes_on_like_the_old_one(history, at):
+    seeds, capacity, sizes = history
+    buffer, model = Replay(FIELDS, seeds, capacity), Model(seeds, capacity)
+    for index, values in enumerate(batches(seeds, sizes)):
+        if index == at:
+            old, buffer = buffer, Replay(FIELDS, seeds, capacity)
+            buffer.load(old.state())
+            check(buffer, model)
+        buffer.add(rows(values))
+        model.add(values)
+    check(buffer, model)
+    assert buffer.state().keys() == Replay(FIELDS, seeds, capacity).state().keys()
+
+
+def test_a_state_passes_through_a_checkpoint(tmp_path):
+    buffer, model = Replay(FIELDS, 2, 5), Model(2, 5)
+    for values in batches(2, [3, 4]):
+        buffer.add(rows(values))
+        model.add(values)
+    torch.save(buffer.state(), tmp_path / "state")
+    restored = Replay(FIELDS, 2, 5)
+    restored.load(torch.load(tmp_path / "state", weights_only=True))
+    check(restored, model)
+
+
+def test_rows_of_any_shape_come_from_their_own_seed():
+    buffer = Replay(FIELDS, 3, 4)
+    buffer.add(rows(batches(3, [4])[0]))
+    indices = torch.tensor([[[0, 3], [1, 1]]] * 3)
+    found = buffer.rows(indices)
+    assert found["reward"].shape == (3, 2, 2)
+    assert found["obs"].shape == (3, 2, 2, 2)
+    torch.testing.assert_close(found["reward"] // 1000, torch.arange(3.0).view(3, 1, 1).expand(3, 2, 2))
+    torch.testing.assert_close(found["reward"] % 1000, indices.float())
+
+
+def test_a_full_buffer_takes_its_capacity_at_once():
+    buffer, model = Replay(FIELDS, 1, 3), Model(1, 3)
+    for values in batches(1, [2, 3]):
+        buffer.add(rows(values))
+        model.add(values)
+    check(buffer, model)
+
+
+def test_more_rows_than_fit_are_refused_and_change_nothing():
+    """Written one over the other, they would be lost without a word."""
+    buffer = Replay(FIELDS, 1, 3)
+    buffer.add(rows(batches(1, [2])[0]))
+    before = {name: values.clone() for name, values in buffer.data.items()}
+    with pytest.raises(ValueError, match="cannot add 4 rows to a buffer of 3"):
+        buffer.add(rows(batches(1, [4])[0]))
+    assert buffer.size == 2
+    assert all(torch.equal(buffer.data[name], before[name]) for name in before)
+
+
+@settings(deadline=None)
+@given(
+    seeds=st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True),
+    size=st.integers(1, 50),
+    shape=st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple),
+)
+def test_each_seed_draws_with_its_own_generator(seeds, size, shape):
+    """Otherwise its minibatches would depend on the block that it runs in."""
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    drawn = [draw(generators, size, shape) for _ in range(2)]
+    assert drawn[0].dtype == torch.int64
+    for row, seed in enumerate(seeds):
+        alone = np.random.default_rng(seed)
+        for turn in drawn:
+            assert turn.shape == (len(seeds), *shape)
+            np.testing.assert_array_equal(turn[row].numpy(), alone.integers(size, size=shape))
+
+
+def test_every_row_is_drawn_equally_often():
+    counts = np.bincount(draw([np.random.default_rng(0)], 10, (20_000,))[0].numpy(), minlength=10)
+    assert len(counts) == 10
+    assert np.abs(counts / 2000 - 1).max() < 0.1

@@ -1,0 +1,372 @@
+"""The report: each test names what a reader, a browser or an archive would stumble over if it failed."""
+
+import base64
+import hashlib
+import json
+import math
+import re
+import shlex
+import shutil
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from dynarep import claims, cli, records, report, run
+from dynarep.experiment import Experiment, find, load_all
+
+VOID = {"meta", "br", "img", "link", "input", "hr", "area", "base", "col", "embed", "source", "track", "wbr"}
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="300pt" height="200pt"><g id="axes_1"></g></svg>'
+METRICS = f"{','.join(records.COLUMNS)}\n96,192,16,diverged,0\n96,192,32,diverged,0\n"
+HOSTILE = '<script>alert("x")</script>'
+
+
+class Page(HTMLParser):
+    """A page's elements, identifiers, links and text; fails on tags that do not nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.raw, self.words = [], [], {"script": [], "style": []}, []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1] == tag, f"</{tag}> closes <{self.open[-1]}> at {self.getpos()}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in self.raw:
+            self.raw[self.open[-1]].append(data)
+        else:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def experiments():
+    """Two, however many there are by now."""
+    everything = load_all()
+    return [find(everything, key) for key in ("ftfl_C", "madtd_R1")]
+
+
+@pytest.fixture(scope="module")
+def trained(experiments, tmp_path_factory):
+    """R1's runs of the smoke tier, with real manifests but made-up metrics; nothing else is there."""
+    folder = tmp_path_factory.mktemp("trained")
+    for job in find(experiments, "madtd_R1").jobs("smoke"):
+        cost = {"wall_s": 2.0, "cpu_s": 3.0, "peak_mib": 400, "seeds_in_job": len(job.seeds)}
+        for seed, place in zip(job.seeds, job.folders(), strict=True):
+            records.write(folder / place, METRICS, run._manifest(job, seed, cost, []))
+    return folder
+
+
+@pytest.fixture
+def results(trained, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(trained, tmp_path / "runs")
+
+
+@pytest.fixture
+def figures(tmp_path):
+    """Stand-ins for two figures, with the same identifiers inside."""
+    for place in ("madtd/R1", "ftfl/C"):
+        path = tmp_path / "figures" / "smoke" / f"{place}.svg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(SVG)
+    return tmp_path / "figures"
+
+
+@pytest.fixture(scope="module")
+def verdicts(experiments, trained):
+    """One of each kind, the rest untested."""
+    found = claims.judge_all(experiments, "smoke", trained)
+    tasks = {"walker-walk": (2.0, 1.7, 2.3), "dog-stand": (7.3, 5.4, 9.9)}
+    measured = {"estimate": 1.953, "low": 1.5, "high": 2.5, "bootstrap": (1.6, 2.4), "p": 0.0002, "p_holm": 0.0123}
+    measured |= {"n": 10, "planned": 10, "tasks": list(tasks), "per_task": tasks, "diverged": 3, "reason": "because"}
+    kinds = [("supported", True), ("contradicted", False), ("inconclusive", True)]
+    for place, (kind, gated) in enumerate(kinds):
+        role = "gated" if gated else "reported"
+        found[place] = replace(found[place], verdict=kind, gated=gated, role=role, **measured)
+    return found
+
+
+@pytest.fixture
+def build(experiments, results, figures, verdicts):
+    """Build the page, with some inputs replaced."""
+
+    def page(**other):
+        inputs = {"experiments": experiments, "tier": "smoke", "verdicts": verdicts}
+        return report.build(**{**inputs, "results": results, "figures": figures, **other})
+
+    return page
+
+
+def edit_manifest(results, change, seeds="seed=1"):
+    """Change the manifests of one seed of every arm."""
+    for path in results.glob(f"*/*/*/{seeds}/manifest.json"):
+        manifest = json.loads(path.read_text())
+        change(manifest)
+        path.write_text(json.dumps(manifest))
+
+
+# -- what is there ------------------------------------------------------------------------------------------------
+
+
+def test_no_claim_and_no_experiment_is_left_out(build, results):
+    experiments = load_all()
+    page = Page(build(experiments=experiments, verdicts=claims.judge_all(experiments, "smoke", results)))
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    for experiment in experiments:
+        spec = experiment.spec
+        assert f"exp-{experiment.key}" in ids
+        for words in (spec.title, spec.reproduces, spec.caption, *spec.deviations):
+            assert words in page.text
+        for claim in spec.claims:
+            assert f"claim-{claim.id}" in ids
+            for words in (claim.says, claim.published, claim.source, claim.why):
+                assert words in page.text
+
+
+def test_a_verdict_shows_number_interval_reason_and_word(build, verdicts):
+    page = Page(build())
+    first = verdicts[0]
+    for words in ("1.95 [1.5, 2.5]", "[1.6, 2.4]", "< 0.001", "0.012", "n = 10 × 2 tasks", "7.3", "[5.4, 9.9]"):
+        assert words in page.text, words
+    assert f"{first.claim} {first.says}" in page.text
+    for word, symbol in report.VERDICTS.items():
+        assert f"{symbol} {word}" in page.text, "a verdict must not be told by colour alone"
+
+
+def test_the_tally_counts_every_verdict(build, verdicts):
+    rest = len(verdicts) - 3
+    tally = f"1 supported, 1 contradicted, 1 inconclusive, {rest} untested; gated claims: 1 of 2 supported"
+    assert tally in Page(build()).text
+    assert report.tally([]) == "no claims; no gated claims"
+
+
+def test_verdicts_of_other_code_carry_a_warning(build, verdicts):
+    verdicts = [replace(v, stale=v.claim == verdicts[0].claim) for v in verdicts]
+    assert f"The runs behind {verdicts[0].claim} were made by other code" in Page(build(verdicts=verdicts)).text
+    assert "were made by other code" not in Page(build()).text
+
+
+def test_what_a_tier_changes_is_listed_beside_the_default(build):
+    text = Page(build()).text
+    assert "width 16 512 this tier" in text
+    assert "discount 0.97 0.99 the experiment" in text
+    assert "model_fraction 0.05" in text, "what an arm sets"
+
+
+def test_the_strip_places_the_interval_between_its_neighbours(experiments, verdicts):
+    claim = next(c for e in experiments for c in e.spec.claims if c.id == verdicts[0].claim)
+    strip = report._strip(verdicts[0], claim)
+    assert strip["no_effect"] < strip["low"] < strip["estimate"] < strip["high"]
+    assert min(strip.values()) >= 0
+    assert max(strip.values()) <= 100
+    equal = next(c for e in experiments for c in e.spec.claims if c.direction == "equal" and c.contrast.kind == "ratio")
+    strip = report._strip(verdicts[0], equal)
+    assert strip["near"] + strip["far"] == pytest.approx(2 * strip["no_effect"], abs=0.05), "ratios: a log scale"
+    assert report._strip(replace(verdicts[0], low=-math.inf), claim) is None
+    assert report._strip(replace(verdicts[0], estimate=None), claim) is None
+
+
+# -- a browser without a network ----------------------------------------------------------------------------------
+
+
+def test_nothing_is_loaded_from_outside_the_file(build):
+    page = Page(build())
+    for tag, attributes in page.elements:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form"), tag
+        for name, value in attributes.items():
+            if name in ("src", "srcset", "poster", "data", "xlink:href", "action", "background"):
+                assert name == "src", f"{tag} {name}"
+                assert (value or "").startswith("data:"), f"{tag} {name}={value[:60]}"
+            if name == "href":
+                assert (value or "").startswith("#"), value
+            assert not name.startswith("on"), f"{tag} {name}: the policy would block it"
+    loaded = "".join(page.raw["style"] + page.raw["script"])
+    for word in ("@import", "url(", "//", "import(", "fetch", "XMLHttpRequest"):
+        assert word not in loaded, word
+
+
+def test_the_policy_lets_the_pages_own_script_run_and_no_other(build):
+    page = Page(build())
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    (script,) = page.raw["script"]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_tags_balance_and_every_anchor_has_one_target(build):
+    page = Page(build())
+    ids = Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes)
+    assert [name for name, n in ids.items() if n > 1] == []
+    for a in page.all("a"):
+        assert a["href"][1:] in ids, a["href"]
+    for _, attributes in page.elements:
+        for name in ("aria-labelledby", "aria-controls", "aria-describedby", "for"):
+            assert attributes.get(name) is None or attributes[name] in ids, attributes
+
+
+def test_figures_keep_their_identifiers_to_themselves_and_can_be_heard(build, experiments):
+    text = build()
+    images = Page(text).all("img")
+    assert len(images) == 2
+    assert "axes_1" not in text
+    for image, experiment in zip(images, experiments, strict=True):
+        assert base64.b64decode(image["src"].partition("base64,")[2]).decode() == SVG
+        assert image["width"] == "400"
+        assert experiment.spec.title in image["alt"]
+        assert all(panel.label in image["alt"] for panel in experiment.spec.figure.panels)
+
+
+def test_tables_can_be_read_by_a_screen_reader(build):
+    page = Page(build())
+    names = Counter(tag for tag, _ in page.elements)
+    assert names["table"] == names["caption"] == names["thead"] > 3
+    assert all("scope" in attributes for attributes in page.all("th"))
+    assert all(attributes.get("type") == "button" for attributes in page.all("button"))
+    assert "hidden" in next(a for a in page.all("div") if a.get("id") == "filters"), "useless without the script"
+    assert not any("hidden" in a for a in page.all("tbody")), "without the script everything is shown"
+
+
+def test_text_from_files_never_becomes_markup(build, results, verdicts, experiments):
+    edit_manifest(results, lambda m: m["code"].update(commit=HOSTILE))
+    edit_manifest(results, lambda m: m["machine"].update(cpu=HOSTILE), "seed=0")
+    spec = experiments[0].spec.model_copy(update={"title": HOSTILE, "caption": f'"{HOSTILE}'})
+    page = Page(
+        build(
+            verdicts=[replace(verdicts[0], reason=HOSTILE, says=f"'{HOSTILE}"), *verdicts[1:]],
+            experiments=[Experiment(experiments[0].file, spec), *experiments[1:]],
+        )
+    )
+    assert len(page.all("script")) == 1
+    assert page.text.count(HOSTILE) >= 6
+    assert any(HOSTILE in image["alt"] for image in page.all("img")), "the attribute did not hold"
+
+
+# -- an archive ---------------------------------------------------------------------------------------------------
+
+
+def test_same_inputs_same_bytes_wherever_the_results_lie(build, results, tmp_path):
+    page = build()
+    assert build() == page
+    moved = shutil.copytree(results, tmp_path / "elsewhere" / "runs")
+    assert build(results=moved) == page
+    assert str(tmp_path) not in page
+
+
+def test_a_mixture_of_machines_or_versions_is_seen(build, results):
+    assert "All runs agree on everything below" in Page(build()).text
+    edit_manifest(results, lambda m: m["versions"].update(torch="9.9"))
+    edit_manifest(results, lambda m: m["machine"].pop("kernels"))
+    text = Page(build()).text
+    assert "differ in: machine: kernels, torch" in text
+    assert "9.9 (2 runs)" in text
+    assert "not recorded (2 runs)" in text
+
+
+def test_a_run_that_two_experiments_share_is_counted_once(build, experiments):
+    r1 = find(experiments, "madtd_R1")
+    again = Experiment(r1.file, r1.spec.model_copy(update={"id": "R9", "claims": ()}))
+    assert "4 runs, " in Page(build(experiments=[*experiments, again])).text
+
+
+def test_cpu_time_is_shared_among_the_seeds_of_a_job_and_includes_stops():
+    manifest = {"cost": {"cpu_s": 10.0, "seeds_in_job": 5}, "resumed": [{"stopped_at": 3, "cpu_s": 5.0}]}
+    assert report.cpu_seconds(manifest) == 3.0
+    assert report.cpu_seconds({}) == 0.0
+
+
+# -- what is missing ----------------------------------------------------------------------------------------------
+
+
+def test_a_missing_figure_names_the_command_that_draws_it(build, figures):
+    (figures / "smoke/madtd/R1.svg").unlink()
+    page = Page(build())
+    assert "No figure yet. This draws it: dynarep figure --experiment R1 --tier smoke" in page.text
+    assert len(page.all("img")) == 1
+
+
+def test_an_experiment_without_runs_keeps_its_section(build, tmp_path):
+    text = Page(build()).text
+    assert "No runs at this tier yet. This makes them: snakemake --cores 2 ftfl_C" in text
+    nothing = Page(build(results=tmp_path / "empty", figures=tmp_path / "none")).text
+    assert nothing.count("No runs at this tier yet") == 2
+    assert "No runs were found" in nothing
+
+
+def test_an_experiment_that_a_tier_leaves_out_says_so(build, experiments):
+    spec = experiments[0].spec
+    runs = {
+        name: group.model_copy(update={"budget": {t: b for t, b in group.budget.items() if t == "paper"}})
+        for name, group in spec.runs.items()
+    }
+    out = Experiment(experiments[0].file, spec.model_copy(update={"runs": runs}))
+    text = Page(build(experiments=[out, *experiments[1:]])).text
+    assert "no runs planned at: smoke, ci, reduced" in text
+    assert "Not run at this tier" in text
+
+
+def test_missing_and_altered_seeds_are_named(build, results):
+    folders = sorted(results.glob("mad_td/*/*/seed=1"))
+    shutil.rmtree(folders[0])
+    with (folders[1] / records.METRICS).open("a") as file:
+        file.write("0,0,0,diverged,1\n")
+    text = Page(build()).text
+    assert text.count("1 of 2 missing seed 1") == 2
+    assert re.search(r"not believed mad_td/\S+/seed=1/metrics.csv: was altered", text)
+
+
+def test_diverged_runs_are_named(build, results):
+    for folder in results.glob("mad_td/*/*/seed=1"):
+        manifest = json.loads((folder / records.MANIFEST).read_text())
+        records.write(folder, METRICS.replace("16,diverged,0", "16,diverged,1"), manifest)
+    assert Page(build()).text.count("2 of 2 diverged seed 1") == 2
+
+
+@pytest.mark.parametrize("tier", ["smoke", "paper"])
+def test_the_commands_train_the_runs_they_stand_for(build, experiments, monkeypatch, tier):
+    asked = []
+    monkeypatch.setattr(run, "train", lambda job, *_: asked.append(job.key()) or [])
+    lines = [line for line in build(tier=tier).splitlines() if "dynarep train --" in line]
+    planned = [job.key() for e in experiments for job in e.jobs(tier)]
+    assert len(lines) == len(planned)
+    for line in lines[:3] + lines[-3:]:
+        cli.main(shlex.split(re.sub(r"<[^>]*>", "", line))[1:])
+    assert asked == planned[:3] + planned[-3:]
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (None, "–"),
+        (math.nan, "–"),
+        (math.inf, "∞"),
+        (-math.inf, "−∞"),
+        (0.0, "0"),
+        (-0.5, "−0.5"),
+        (3.14159, "3.14"),
+        (123456.7, "123\u202f457"),
+        (-1234, "−1\u202f234"),
+        (2.5e9, "2.5e+09"),
+        (1e-5, "1e−05"),
+    ],
+)
+def test_numbers_are_written_for_people(value, written):
+    assert report.number(value) == written
