@@ -1,8 +1,7 @@
-# The DAG: train -> figure -> claims -> report.   snakemake --cores 2 madtd_R1 | ftfl_C | figures | claims | report
-# Tiers: --config tier=smoke|ci|reduced|paper. The profile in experiments/profiles/default is what `make` uses.
+# train -> figure -> claims -> report.   snakemake --cores 2 madtd_R1 | ftfl_C | figures | claims | report
+# Tiers: --config tier=smoke|ci|reduced|paper (last on the line). `make` uses experiments/profiles/default.
 import os
 import sys
-from pathlib import Path
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -22,11 +21,11 @@ rule all:
     default_target: True
     input:
         f"results/runs/report/{TIER}.html",
+        dag.run_files(JOBS),  # asked for by name, because a deleted run is not missed where its figure exists
 
 
-# One rule per job, because how many seeds, and so how many files, a job has differs. Checkpoints lie beside the
-# outputs, undeclared: Snakemake deletes declared outputs before a job starts, and a stopped job must find its own.
-# A shell command is formatted when its job runs, so whatever differs between rules goes through params.
+# One rule per job: how many files it has differs. Checkpoints lie beside the outputs, undeclared, because Snakemake
+# deletes declared outputs before a job starts. Shell commands are formatted late: what differs goes through params.
 for job in JOBS:
 
     rule:
@@ -48,6 +47,13 @@ for experiment in EXPERIMENTS:
     rule:
         name:
             experiment.key
+        input:
+            dag.figure_files(experiment, TIER),
+            dag.run_files(experiment.jobs(TIER)),
+
+    rule:
+        name:
+            f"draw_{experiment.key}"
         input:
             dag.run_files(experiment.jobs(TIER)),
             dag.source(experiment),

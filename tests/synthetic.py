@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from dynarep import fingerprint, records, run
-from dynarep.experiment import Experiment, Job
+from dynarep import fingerprint, records
+from dynarep.experiment import Experiment, Job, checkout
 from dynarep.protocols import Metrics
 
 # (variant, task, seed, update, metric) -> value
@@ -23,7 +23,7 @@ def manifest(job: Job, seed: int) -> dict[str, object]:
             "commit": "c",
             "dirty": False,
         },
-        "lock": fingerprint.of_lock(run.root()),
+        "lock": fingerprint.of_lock(checkout()),
         "versions": {},
         "machine": {},
         "cost": {"cpu_s": 1.0, "wall_s": 1.0, "peak_mib": 1, "seeds_in_job": 1},

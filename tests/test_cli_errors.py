@@ -254,7 +254,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     "measured between agent steps": (
         put(R1, f"{BUDGET}.measure_at", [17]), PLAN,
-        [R1, f"{BUDGET}: 17: must be a multiple of update_ratio 16 in 1..32"],
+        [R1, f"{BUDGET}: measure_at or updates, 17: must be a multiple of update_ratio 16 in 1..32"],
     ),
     "probability of two": (
         put(R1, "variants.five_percent.agent.model_fraction", 2), PLAN,
@@ -298,7 +298,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
         [R1, "figure.panels.0.metrics", "unknown metric 'td_rms/trian'", "'td_rms/train'?", "Allowed: diverged"],
     ),
     "group of a claim": (
-        put(C, "claims.0.runs", "shrot"), PLAN, [C, "claims.F3.runs: unknown group 'shrot'", "'short'?", "Allowed: "],
+        put(C, "claims.0.runs", "smal"), PLAN, [C, "claims.F3.runs: unknown group 'smal'", "'small'?", "Allowed: "],
     ),
     "task of a claim": (
         put(C, "claims.0.contrast.tasks", ["walker-run"]), PLAN,
@@ -415,7 +415,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     "task that the variant does not run": (
         edited(C, lambda data: data["runs"].update(
-            other={**data["runs"]["short"], "variants": ["ftfl"], "budget": {"smoke": [{"tasks": ["dog-run"]}]}}
+            other={**data["runs"]["small"], "variants": ["ftfl"], "budget": {"smoke": [{"tasks": ["dog-run"]}]}}
         )),
         ["train", "--tier", "smoke", "--experiment", "C", "--variant", "mbpo", "--task", "dog-run", "--seeds", "0"],
         ["'dog-run'", "variant 'mbpo'", "Allowed: Hopper-v5, walker-walk", "Pass --task"],

@@ -9,6 +9,7 @@ import yaml
 
 from dynarep import cli, plan, records
 from dynarep.experiment import Experiment, Job, find, load, load_all
+from synthetic import manifest
 
 
 @pytest.fixture
@@ -103,13 +104,17 @@ def test_runs_shared_in_part_are_counted_once(r1, tmp_path):
 def test_what_is_there_is_not_counted_again(r1, tmp_path):
     jobs = r1.jobs("smoke")
     folders = [folder for job in jobs for folder in job.folders()]
+    made = [manifest(job, seed) for job in jobs for seed in job.seeds]
     before = plan.costs([r1], "smoke", tmp_path)[0]
     assert (before.present, before.runs) == (0, len(folders))
     for done, folder in enumerate(folders, start=1):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / records.METRICS).touch()
         assert plan.costs([r1], "smoke", tmp_path)[0].present == done - 1, "a run without a manifest is not finished"
-        (tmp_path / folder / records.MANIFEST).touch()
+        other = made[done - 1] | {"code": {"fingerprint": "0" * 64}}
+        records.write(tmp_path / folder, "agent_step\n", other)
+        assert plan.costs([r1], "smoke", tmp_path)[0].present == done - 1, "a run of other code has to be made again"
+        records.write(tmp_path / folder, "agent_step\n", made[done - 1])
         row = plan.costs([r1], "smoke", tmp_path)[0]
         assert row.present == done
         assert row.cpu_hours <= before.cpu_hours

@@ -12,12 +12,19 @@ from conftest import CHECKOUT
 from dynarep.experiment import load_all
 
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "-s", str(CHECKOUT / "Snakefile")]
-SNAKEMAKE += ["--profile", str(CHECKOUT / "experiments/profiles/default"), "--config", "tier=smoke"]
+SNAKEMAKE += ["--profile", str(CHECKOUT / "experiments/profiles/default")]
 
 
 def snakemake(home: Path, *arguments: str) -> str:
     env = {k: v for k, v in os.environ.items() if k != "DYNAREP_HOME"}
-    done = subprocess.run([*SNAKEMAKE, *arguments], cwd=home, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*SNAKEMAKE, *arguments, "--config", "tier=smoke"],
+        cwd=home,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     logs = "".join(f"\n{p}:\n{p.read_text()[-2000:]}" for p in home.glob("results/runs/log/*.log"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:] + logs
     return done.stdout + done.stderr
@@ -48,9 +55,9 @@ def test_a_second_call_runs_nothing_and_a_deleted_run_is_made_again_to_the_same_
     before = victim.read_bytes()
     victim.unlink()
     again = snakemake(home, "--dry-run", "madtd_R1")
-    assert again.count("rule train_") + again.count("train_") > 0
+    assert "train_" in again, "a deleted run is not missed"
     assert "ftfl_C" not in again
-    snakemake(home, "madtd_R1")
+    snakemake(home)
     assert victim.read_bytes() == before
 
 

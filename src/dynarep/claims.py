@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from dynarep import fingerprint, records, stats
-from dynarep.experiment import Experiment, Job
-from dynarep.run import root
+from dynarep.experiment import Experiment, Job, checkout
 from dynarep.schema import TIERS, Claim, Measured
 
 ALPHA = 0.05  # family-wise, two-sided
@@ -183,7 +182,7 @@ def judge(experiment: Experiment, claim: Claim, tier: str, results: Path) -> Ver
         runs=list(dict.fromkeys(folder for arm in arms for folder in arm.folders)),
         diverged=sum(arm.diverged for arm in arms),
         stale=code
-        != {(fingerprint.of_parts(jobs[0].config.agent, jobs[0].config.protocol), fingerprint.of_lock(root()))},
+        != {(fingerprint.of_parts(jobs[0].config.agent, jobs[0].config.protocol), fingerprint.of_lock(checkout()))},
     )
     if len(code) > 1:
         return replace(verdict, reason=f"its runs were made by {len(code)} different versions of the code or packages")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dynarep import fingerprint
-from dynarep.experiment import Experiment, Job, distinct, home, load_all, span, tier_file
+from dynarep.experiment import Experiment, Job, checkout, distinct, home, load_all, span, tier_file
 
 RUNS = Path("results", "runs")
 FORMATS = ("csv", "svg", "pdf", "png")
@@ -49,7 +49,7 @@ def source(experiment: Experiment) -> str:
 
 def made_by(job: Job) -> dict[str, str]:
     """Return the parameters whose change makes a run stale: Snakemake does not see edits of imported modules."""
-    lock = fingerprint.of_lock(Path(__file__).resolve().parents[2])
+    lock = fingerprint.of_lock(checkout())
     return {"code": fingerprint.of_parts(job.config.agent, job.config.protocol), "lock": lock}
 
 

@@ -26,9 +26,14 @@ from dynarep.schema import TIERS, Claim, ExperimentFile, Group, TierFile, budget
 FORMAT = 1  # of the identity; a change makes every run a new one
 
 
+def checkout() -> Path:
+    """Return the checkout that this package runs from: where the lock and git are."""
+    return Path(__file__).resolve().parents[2]
+
+
 def home() -> Path:
     """Return the folder that holds `experiments/`, `results/` and `figures/`: $DYNAREP_HOME, else the checkout."""
-    return Path(os.environ.get("DYNAREP_HOME") or Path(__file__).resolve().parents[2])
+    return Path(os.environ.get("DYNAREP_HOME") or checkout())
 
 
 @dataclass(frozen=True)

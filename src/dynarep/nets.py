@@ -230,7 +230,7 @@ class Adam:
         grad = self.net.flat.grad
         assert grad is not None
         per_seed = grad.view(self.net.seeds, -1)
-        norm = torch.linalg.vector_norm(per_seed, dim=1)
+        norm: Tensor = torch.linalg.vector_norm(per_seed, dim=1)
         if self.clip is not None:
             per_seed.mul_(torch.where(norm < self.clip, 1.0, self.clip / norm).unsqueeze(1))
         self._adam.step()

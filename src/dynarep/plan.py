@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dynarep import records
-from dynarep.experiment import Experiment, Job, distinct, read_yaml
+from dynarep import fingerprint, records
+from dynarep.experiment import Experiment, Job, checkout, distinct, read_yaml
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Sums over the runs of an experiment at a tier; `cpu_hours` is of the runs that are not there yet."""
+    """Sums over an experiment's runs at a tier; `present` are those that this very code made, `cpu_hours` the rest."""
 
     paper: str
     experiment: str
@@ -51,12 +52,24 @@ def job_seconds(job: Job) -> float:
     return float(table["job_start_s"] + seeds * (frames * frame_ms + protocol.agent_updates() * update_ms) / 1e3)
 
 
+def ours(job: Job) -> tuple[str, str]:
+    """Return the code fingerprint and lock hash that a run of this job would have now."""
+    return fingerprint.of_parts(job.config.agent, job.config.protocol), fingerprint.of_lock(checkout())
+
+
+def _made_by(folder: Path) -> tuple[str, str] | None:
+    """Return a finished run's code and lock; None for one that is missing or cannot be believed."""
+    with suppress(records.RecordError):
+        return records.made_by(folder)
+    return None
+
+
 def cost(experiment: Experiment, jobs: Sequence[Job], tier: str, results: Path) -> Cost:
     """Add up what an experiment's jobs take."""
     present = runs = 0
     missing_s = all_s = 0.0
     for job in jobs:
-        there = sum((results / folder / records.MANIFEST).exists() for folder in job.folders())
+        there = sum(_made_by(results / folder) == ours(job) for folder in job.folders())
         seconds = job_seconds(job)
         present, runs = present + there, runs + len(job.seeds)
         all_s += seconds

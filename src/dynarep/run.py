@@ -28,7 +28,7 @@ import torch
 
 from dynarep import __version__, fingerprint, records
 from dynarep.errors import UserError
-from dynarep.experiment import Job, span
+from dynarep.experiment import Job, checkout, span
 from dynarep.protocols import Protocol, Row
 
 CHECKPOINT_SECONDS = 60.0  # ours: at most this much work is lost to a kill
@@ -39,11 +39,6 @@ class StoppedError(Exception):
     """The job was asked to stop and has saved its state."""
 
 
-def root() -> Path:
-    """Return the checkout this package runs from."""
-    return Path(__file__).resolve().parents[2]
-
-
 def pending(job: Job, results: Path, redo: bool = False) -> list[int]:
     """Return the seeds of a job that still have to be trained.
 
@@ -52,7 +47,7 @@ def pending(job: Job, results: Path, redo: bool = False) -> list[int]:
     """
     if redo:
         return list(job.seeds)
-    ours = (fingerprint.of_parts(job.config.agent, job.config.protocol), fingerprint.of_lock(root()))
+    ours = (fingerprint.of_parts(job.config.agent, job.config.protocol), fingerprint.of_lock(checkout()))
     todo = []
     for seed, path in zip(job.seeds, job.folders(), strict=True):
         folder = results / path
@@ -143,8 +138,8 @@ def _manifest(job: Job, seed: int, cost: dict[str, Any], history: list[dict[str,
         "config": job.config.content(),
         "made_for": {"experiment": job.experiment, "variant": job.variant, "task": job.task, "tier": job.tier},
         "streams": "PCG64(SeedSequence(seed, spawn_key=sha256(purpose)[:16]))",
-        "code": {"fingerprint": fingerprint.of_parts(*parts), **records.git_state(root())},
-        "lock": fingerprint.of_lock(root()),
+        "code": {"fingerprint": fingerprint.of_parts(*parts), **records.git_state(checkout())},
+        "lock": fingerprint.of_lock(checkout()),
         "versions": records.versions(),
         "machine": {
             "cpu": records.cpu_model(),
@@ -165,7 +160,7 @@ def _manifest(job: Job, seed: int, cost: dict[str, Any], history: list[dict[str,
 def _mark(job: Job, seeds: list[int]) -> dict[str, Any]:
     """Return what a checkpoint must agree with to be continued."""
     code = fingerprint.of_parts(job.config.agent, job.config.protocol)
-    return {"identity": job.config.identity(), "code": code, "lock": fingerprint.of_lock(root()), "seeds": seeds}
+    return {"identity": job.config.identity(), "code": code, "lock": fingerprint.of_lock(checkout()), "seeds": seeds}
 
 
 def _save(protocol: Protocol, job: Job, seeds: list[int], path: Path, history: list[dict[str, Any]]) -> None:

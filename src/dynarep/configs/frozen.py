@@ -35,9 +35,8 @@ class FrozenConfig(ProtocolConfig):
     def _measure_between_agent_steps(self) -> FrozenConfig:
         for at in (*self.measure_at, self.updates):
             if at % self.update_ratio or not 0 < at <= self.updates:
-                raise ValueError(
-                    f"measure_at or updates, {at}: must be a multiple of update_ratio {self.update_ratio} in 1..{self.updates}"
-                )
+                allowed = f"a multiple of update_ratio {self.update_ratio} in 1..{self.updates}"
+                raise ValueError(f"measure_at or updates, {at}: must be {allowed}")
         return self
 
     def agent_steps(self) -> int:
