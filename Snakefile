@@ -5,10 +5,8 @@ import sys
 from snakemake.utils import min_version
 
 min_version("9.27")
-os.environ["PATH"] = (
-    f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # jobs run in Snakemake's environment
-)
-os.environ.update(DYNAREP_HOME=os.getcwd(), OMP_NUM_THREADS="1", MUJOCO_GL="disabled")
+path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # jobs run in Snakemake's environment
+os.environ.update(PATH=path, DYNAREP_HOME=os.getcwd(), OMP_NUM_THREADS="1")
 
 from dynarep import dag
 

@@ -79,7 +79,7 @@ def everything(seeds, obs, action, **settings) -> dict[str, torch.Tensor]:
     some = data["obs"][:, :45], data["action"][:, :45]  # an odd number of rows on purpose
     seen |= ensemble.predict(*some)._asdict() | dict(zip(("s'", "r"), ensemble.sample(*some, rng), strict=True))
     seen |= {"score": ensemble.score(data)} | ensemble.state()
-    del seen["adam/step"]
+    del seen["adam/steps"]
     return {name: value.reshape(len(seeds), -1) for name, value in seen.items()}
 
 

@@ -58,9 +58,9 @@ def test_every_rate_is_a_positive_number():
     for sizes in rates["tasks"].values():
         assert len(sizes) == 3
         assert all(size > 0 for size in sizes)
-    for rate in rates["agents"].values():
-        assert rate["overhead_ms"] >= 0
-        assert rate["gflops"] > 0
+    for points in rates["agents"].values():
+        assert points == sorted(points), "more work in less time: measured at different loads?"
+        assert all(gflop > 0 and ms > 0 for gflop, ms in points)
     assert rates["job_start_s"] > 0
     assert rates["source"].strip()
 

@@ -197,9 +197,12 @@ def test_sigterm_to_the_command_line_stops_it_within_seconds_and_the_same_comman
         "walker-walk",
     ]
     command += ["--seeds", "0-1", "--tier", "ci", "--results", str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    time.sleep(12)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    seen = next(line for line in process.stderr if "/1500" in line)  # the first progress line: under way
+    started = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    err = seen + process.communicate(timeout=60)[1]
+    assert time.monotonic() - started < 30
     assert process.returncode == 130, err
     assert subprocess.run(command, check=False).returncode == 0

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from dynarep import fingerprint
+from dynarep import fingerprint, plan
 from dynarep.experiment import Experiment, Job, checkout, distinct, home, load_all, span, tier_file
 
 RUNS = Path("results", "runs")
@@ -23,6 +23,11 @@ def load(tier: str) -> tuple[list[Experiment], list[Job]]:
 def rule_name(job: Job) -> str:
     """Return a readable, unique name of a training rule."""
     return f"train_{job.variant}_{job.task}_{span(job.seeds)}_{job.config.identity()[:8]}"
+
+
+def priority(job: Job) -> int:
+    """Return the seconds that a job is expected to take: the longest start first, so that none is left over alone."""
+    return int(plan.job_seconds(job))
 
 
 def arguments(job: Job) -> str:

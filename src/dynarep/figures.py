@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.ticker import FuncFormatter, LogFormatter
+from matplotlib.ticker import LogFormatter
 from scipy import stats as sps
 
 from dynarep import records
@@ -146,7 +146,7 @@ def to_csv(data: pd.DataFrame) -> bytes:
 
 def draw(experiment: Experiment, tier: str, data: pd.DataFrame, note: str) -> dict[str, bytes]:
     """Draw a table: format -> file content."""
-    panels, plain = experiment.spec.figure.panels, FuncFormatter(lambda value, _: f"{value:g}")
+    panels = experiment.spec.figure.panels
     tasks = list(dict.fromkeys(data["task"]))
     with mpl.rc_context({**STYLE, "svg.hashsalt": f"{experiment.key} {tier}"}):
         figure, axes = plt.subplots(
@@ -162,8 +162,8 @@ def draw(experiment: Experiment, tier: str, data: pd.DataFrame, note: str) -> di
                 _DRAW[panel.kind](ax, panel, points, experiment)
                 if panel.log:
                     ax.set_yscale("log")
-                    ax.yaxis.set_major_formatter(plain)
-                    ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+                    ax.yaxis.set_major_formatter(_PlainLog())
+                    ax.yaxis.set_minor_formatter(_PlainLog(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
                 if panel.reference is not None:
                     ax.axhline(
                         panel.reference, color="0.35", lw=1, ls=(0, (1, 1.5)), label=panel.reference_label or None
@@ -182,6 +182,13 @@ def draw(experiment: Experiment, tier: str, data: pd.DataFrame, note: str) -> di
         files = {kind: _render(figure, kind) for kind in FORMATS}
         plt.close(figure)
     return files
+
+
+class _PlainLog(LogFormatter):
+    """Labels of a log axis as people write them: 0.6, not 6e-01."""
+
+    def _num_to_string(self, x: float, vmin: float, vmax: float) -> str:
+        return f"{x:g}"
 
 
 def _render(figure: Any, kind: str) -> bytes:

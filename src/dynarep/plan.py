@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dynarep import fingerprint, records
 from dynarep.experiment import Experiment, Job, checkout, distinct, read_yaml
 
@@ -44,12 +46,13 @@ def job_seconds(job: Job) -> float:
     """Return the CPU seconds that a job is expected to take."""
     table = rates()
     obs, action, frame_ms = table["tasks"].get(job.task, table["tasks"]["default"])
-    rate = table["agents"].get(job.config.agent.name, table["agents"]["default"])
-    protocol, agent = job.config.protocol, job.config.agent
-    seeds = len(job.seeds)
+    points = np.array(table["agents"].get(job.config.agent.name, table["agents"]["default"]))
+    protocol, gflop = job.config.protocol, job.config.agent.update_flops(obs, action) / 1e9
+    nearest = np.clip(gflop, *points[[0, -1], 0])
+    update_ms = np.exp(np.interp(np.log(nearest), *np.log(points.T))) * gflop / nearest
     frames = protocol.agent_steps() * job.config.environment.action_repeat
-    update_ms = rate["overhead_ms"] / min(seeds, 10) + agent.update_flops(obs, action) / rate["gflops"] / 1e6
-    return float(table["job_start_s"] + seeds * (frames * frame_ms + protocol.agent_updates() * update_ms) / 1e3)
+    seconds = (frames * frame_ms + protocol.agent_updates() * update_ms) / 1e3
+    return float(table["job_start_s"] + len(job.seeds) * seconds)
 
 
 def ours(job: Job) -> tuple[str, str]:
@@ -85,7 +88,7 @@ def cost(experiment: Experiment, jobs: Sequence[Job], tier: str, results: Path) 
         updates=sum(len(j.seeds) * j.config.protocol.agent_updates() for j in jobs),
         cpu_hours=round(missing_s / 3600, 3),
         cpu_hours_all=round(all_s / 3600, 3),
-        disk_mib=round(runs * rates()["manifest_kib"] / 1024, 2),
+        disk_mib=round(runs * rates()["record_kib"] / 1024, 2),
     )
 
 

@@ -83,7 +83,7 @@ class MadTD:
 
     def q(self, critic: Net, latent: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
         """Values of both critics, (S, 2, B)."""
-        return self.values.decode(self.q_log(critic, latent, action, frozen))
+        return self.values.expect(critic(torch.cat([latent, action], -1), frozen=frozen))
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
