@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dynarep import records, run
+from dynarep import cli, envs, records, run
 from dynarep.errors import UserError
 from dynarep.experiment import Job, find, load_all
 
@@ -206,3 +206,41 @@ def test_sigterm_to_the_command_line_stops_it_within_seconds_and_the_same_comman
     assert time.monotonic() - started < 30
     assert process.returncode == 130, err
     assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_a_missing_rendering_library_is_one_message(monkeypatch):
+    """What `MUJOCO_GL=osmesa` does on a machine without it."""
+
+    def missing(module: str) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+
+    monkeypatch.setattr(envs.importlib, "import_module", missing)
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    with pytest.raises(envs.EnvError, match=r"MUJOCO_GL=osmesa.*unset MUJOCO_GL.*libosmesa6"):
+        envs.make("dmc", "walker-walk")
+
+
+def test_a_job_that_cannot_start_leaves_no_folder_behind(tmp_path, monkeypatch, capsys):
+    def broken(*arguments: object) -> None:
+        raise envs.EnvError("no simulator here")
+
+    monkeypatch.setattr(envs, "make", broken)
+    command = [
+        "train",
+        "--experiment",
+        "C",
+        "--variant",
+        "mbpo",
+        "--task",
+        "walker-walk",
+        "--seeds",
+        "0",
+        "--tier",
+        "smoke",
+    ]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, "--results", str(tmp_path / "runs")])
+    assert stop.value.code == 2
+    assert "no simulator here" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.*"))
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())

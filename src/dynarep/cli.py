@@ -20,6 +20,7 @@ from rich.table import Table
 from tyro.conf import arg
 
 from dynarep import plan as planning
+from dynarep.envs import EnvError
 from dynarep.errors import UserError, unknown
 from dynarep.experiment import Experiment, Job, find, home, load_all, tier_file
 from dynarep.schema import TIERS
@@ -335,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args=given,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except UserError as error:
+    except (UserError, EnvError) as error:
         print(f"dynarep: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:

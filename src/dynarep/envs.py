@@ -405,4 +405,10 @@ def _import(module: str) -> Any:
     os.environ.setdefault("MUJOCO_GL", "disabled")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*DISPLAY environment variable.*")
-        return importlib.import_module(module)
+        try:
+            return importlib.import_module(module)
+        except Exception as error:  # what a missing system library raises depends on the renderer
+            raise EnvError(
+                f"{module} cannot be loaded with MUJOCO_GL={os.environ['MUJOCO_GL']}: {error}. Training needs no"
+                " renderer: unset MUJOCO_GL, or install what it asks for (Debian: libosmesa6 libgl1, or libegl1)"
+            ) from None

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def train(job: Job, results: Path, report: Report | None = None, redo: bool = Fa
     folder = results / job.config.folder()
     if not pending(job, results, redo):
         return []
-    with _only_one(folder / f".seeds={span(job.seeds)}.lock"):
+    with _only_one(folder / f".seeds={span(job.seeds)}.lock", depth=len(job.config.folder().parts)):
         todo = pending(job, results, redo)
         if todo:
             _train(job, results, todo, report or (lambda done, total, now: None))
@@ -194,8 +194,8 @@ def _resume(protocol: Protocol, job: Job, seeds: list[int], path: Path) -> list[
 
 
 @contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends."""
+def _only_one(path: Path, depth: int = 0) -> Iterator[None]:
+    """Hold a lock that ends with the process, however it ends; then drop up to `depth` parents that are empty."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
@@ -206,8 +206,13 @@ def _only_one(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"{path.parent}: another process is training this job. Wait for it, or stop it.") from None
-        yield
-        path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: somebody's work lies there
+                for folder in path.parents[:depth]:
+                    folder.rmdir()
 
 
 @contextmanager
