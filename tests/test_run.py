@@ -25,6 +25,7 @@ def metrics(results: Path, done: Job) -> dict[int, bytes]:
     return {s: (results / f / "metrics.csv").read_bytes() for s, f in zip(done.seeds, done.folders(), strict=True)}
 
 
+TRAIN = ["train", "--experiment", "C", "--variant", "mbpo", "--task", "walker-walk"]
 KINDS = [("R1", "no_model_data"), ("R1", "five_percent"), ("C", "mbpo"), ("C", "ftfl")]
 
 
@@ -69,7 +70,7 @@ def test_a_job_killed_outright_continues_from_its_checkpoint_to_the_same_bytes(t
     script = (
         "import os, signal; from dynarep import run; from tests.test_run import job; from pathlib import Path\n"
         "run.CHECKPOINT_SECONDS = 0\n"
-        "kill = lambda done, total, now: os.kill(os.getpid(), signal.SIGKILL) if done else None\n"
+        "kill = lambda done, total, now: os.kill(os.getpid(), signal.SIGKILL) if done == total else None\n"
         f"run.train(job('R1', 'five_percent'), Path({str(tmp_path / 'killed')!r}), kill)"
     )
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
@@ -184,19 +185,7 @@ def test_variants_of_a_seed_meet_the_same_data_and_start_from_the_same_weights(t
 
 @pytest.mark.slow
 def test_sigterm_to_the_command_line_stops_it_within_seconds_and_the_same_command_continues(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "dynarep",
-        "train",
-        "--experiment",
-        "C",
-        "--variant",
-        "mbpo",
-        "--task",
-        "walker-walk",
-    ]
-    command += ["--seeds", "0-1", "--tier", "ci", "--results", str(tmp_path)]
+    command = [sys.executable, "-m", "dynarep", *TRAIN, "--seeds", "0-1", "--tier", "ci", "--results", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     seen = next(line for line in process.stderr if "/1500" in line)  # the first progress line: under way
@@ -225,21 +214,8 @@ def test_a_job_that_cannot_start_leaves_no_folder_behind(tmp_path, monkeypatch, 
         raise envs.EnvError("no simulator here")
 
     monkeypatch.setattr(envs, "make", broken)
-    command = [
-        "train",
-        "--experiment",
-        "C",
-        "--variant",
-        "mbpo",
-        "--task",
-        "walker-walk",
-        "--seeds",
-        "0",
-        "--tier",
-        "smoke",
-    ]
     with pytest.raises(SystemExit) as stop:
-        cli.main([*command, "--results", str(tmp_path / "runs")])
+        cli.main([*TRAIN, "--seeds", "0", "--tier", "smoke", "--results", str(tmp_path / "runs")])
     assert stop.value.code == 2
     assert "no simulator here" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.*"))

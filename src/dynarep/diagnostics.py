@@ -32,7 +32,7 @@ def td_error(agent: Any, z: Tensor, action: Tensor, reward: Tensor, next_z: Tens
     return {
         "l2": square.mean(-1).sum(-1),
         "rms": (square.sum((1, 2)) / (2 * rows)).sqrt(),
-        "ce": agent._cross_entropy(y, log_q, mask),
+        "ce": agent.cross_entropy(y, log_q, mask),
         "q": (mask * q.amin(1)).sum(-1) / rows,
     }
 

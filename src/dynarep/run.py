@@ -101,7 +101,8 @@ def _train(job: Job, results: Path, seeds: list[int], report: Report) -> None:
     with _stop_requested() as stop:
         saved = time.monotonic()
         while protocol.done < protocol.total:
-            report(protocol.done, protocol.total, protocol.advance())
+            now = protocol.advance()
+            report(protocol.done, protocol.total, now)
             stopping = bool(stop)
             if stopping or (time.monotonic() - saved > CHECKPOINT_SECONDS and protocol.done < protocol.total):
                 spent = {"wall_s": time.perf_counter() - started, "cpu_s": time.process_time() - cpu}

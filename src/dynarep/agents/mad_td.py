@@ -151,14 +151,14 @@ class MadTD:
             terms["vaml_loss"] = -(mask * (target_p * imagined).mean(-1).mean(1)).mean(-1)
         if c.critic_shapes_encoder:  # summed over critics, where L_v is a mean: both as in the reference
             online = self.q_log(self.critic, z, rows["action"], frozen=True)
-            terms["model_critic_loss"] = self._cross_entropy(y, online, mask)
+            terms["model_critic_loss"] = self.cross_entropy(y, online, mask)
         total: Tensor = sum(terms.values(), start=torch.zeros(()))
         total.sum().backward()  # type: ignore[no-untyped-call]
         self._optimisers["encoder"].step()
         self._optimisers["model"].step()
         return {name: term.detach() for name, term in (terms | {"total_loss": total}).items()}
 
-    def _cross_entropy(self, y: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
+    def cross_entropy(self, y: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
         """Mean over rows and bins, sum over critics, of the cross-entropy to HL-Gauss(y), (S,)."""
         per_row = (self.values.encode(y).unsqueeze(1) * log_q).mean(-1)
         return -(mask.unsqueeze(1) * per_row).mean(-1).sum(-1)
@@ -190,7 +190,7 @@ class MadTD:
         """One step on the critics, then on their moving average; returns L_c, (S,) (`mad-td` 3.7)."""
         action, reward, next_z = self.mix(z, next_z, rows)
         y = self.td_target(reward, next_z)
-        loss = self._cross_entropy(y, self.q_log(self.critic, z, action), rows["mask"])
+        loss = self.cross_entropy(y, self.q_log(self.critic, z, action), rows["mask"])
         loss.sum().backward()  # type: ignore[no-untyped-call]
         self._optimisers["critic"].step()
         self.target.follow(self.critic, self.config.target_rate)
