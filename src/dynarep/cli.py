@@ -10,7 +10,8 @@ import json as jsonlib
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -191,7 +192,8 @@ def train(
 
     name = f"{job.experiment} {job.variant} {job.task} seeds {seeds}"
     try:
-        trained = run.train(job, _results(results), _progress(name, job.config.protocol.name), redo)
+        with _progress(name, job.config.protocol.name) as report:
+            trained = run.train(job, _results(results), report, redo)
     except run.StoppedError as stopped:
         print(f"\n{name}: {stopped}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -199,8 +201,9 @@ def train(
     print(f"{name}: {len(trained)} trained, {len(job.seeds) - len(trained)} already there: {folder}")
 
 
-def _progress(name: str, unit: str) -> Callable[[int, int, dict[str, float]], None]:
-    """Return a reporter: a bar with current numbers and an ETA on a terminal, a line every ten seconds in a log."""
+@contextmanager
+def _progress(name: str, unit: str) -> Iterator[Callable[[int, int, dict[str, float]], None]]:
+    """Give a reporter: a bar with current numbers and an ETA on a terminal, a line every ten seconds in a log."""
     started, last = time.monotonic(), [0.0]
     bar: list[Any] = []
 
@@ -215,15 +218,17 @@ def _progress(name: str, unit: str) -> Callable[[int, int, dict[str, float]], No
                 progress.start()
                 bar.extend([progress, progress.add_task(name, total=total, numbers="")])
             bar[0].update(bar[1], completed=done, numbers=numbers)
-            if done >= total:
-                bar[0].stop()
         elif time.monotonic() - last[0] > 10 or done >= total:
             last[0] = time.monotonic()
             elapsed = last[0] - started
             left = f"{elapsed * (total - done) / done:.0f} s left" if done else "starting"
             print(f"{name} [{unit}]: {done}/{total}, {elapsed:.0f} s, {left}; {numbers}", file=sys.stderr, flush=True)
 
-    return report
+    try:
+        yield report
+    finally:
+        if bar:
+            bar[0].stop()  # gives the terminal its cursor back, also after Ctrl-C
 
 
 def figure(

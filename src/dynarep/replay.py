@@ -41,7 +41,9 @@ class Replay:
 
     def state(self) -> dict[str, Tensor | int]:
         """Return what a checkpoint needs."""
-        return {"size": self.size, "next": self._next} | {f"data/{k}": v[:, : self.size] for k, v in self.data.items()}
+        return {"size": self.size, "next": self._next} | {
+            f"data/{k}": v[:, : self.size].clone() for k, v in self.data.items()
+        }
 
     def load(self, state: Mapping[str, Tensor | int]) -> None:
         """Restore `state()`."""
