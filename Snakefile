@@ -1,5 +1,4 @@
-# train -> figure -> claims -> report.   snakemake --cores 2 madtd_R1 | ftfl_C | figures | claims | report
-# Tiers: --config tier=smoke|ci|reduced|paper (last on the line). `make` uses experiments/profiles/default.
+# train -> figure -> claims -> report.   snakemake --cores 2 madtd_R1 | ftfl_C | figures | report  [--config tier=ci]
 import os
 import sys
 from snakemake.utils import min_version
@@ -33,6 +32,7 @@ for job in JOBS:
             dag.run_files([job]),
         log:
             f"results/runs/log/{dag.rule_name(job)}.log",
+        priority: dag.priority(job)
         params:
             **dag.made_by(job),
             what=dag.arguments(job),
