@@ -21,21 +21,21 @@ rule all:
         dag.run_files(JOBS),  # asked for by name, because a deleted run is not missed where its figure exists
 
 
-# One rule per job: how many files it has differs. Checkpoints lie beside the outputs, undeclared, because Snakemake
+# One rule per process: how many files it has differs. Checkpoints lie beside the outputs, undeclared, because Snakemake
 # deletes declared outputs before a job starts. Shell commands are formatted late: what differs goes through params.
-for job in JOBS:
+for bundle in dag.bundles(JOBS):
 
     rule:
         name:
-            dag.rule_name(job)
+            bundle.name
         output:
-            dag.run_files([job]),
+            dag.run_files(bundle.jobs),
         log:
-            f"results/runs/log/{dag.rule_name(job)}.log",
-        priority: dag.priority(job)
+            f"results/runs/log/{bundle.name}.log",
+        priority: dag.priority(bundle.jobs)
         params:
-            **dag.made_by(job),
-            what=dag.arguments(job),
+            **dag.made_by(bundle.jobs),
+            what=dag.arguments(bundle.jobs),
         shell:
             "python -m dynarep train {params.what} >{log} 2>&1"
 
@@ -54,7 +54,7 @@ for experiment in EXPERIMENTS:
             f"draw_{experiment.key}"
         input:
             dag.run_files(experiment.jobs(TIER)),
-            dag.source(experiment),
+            dag.sources(experiment),
         output:
             dag.figure_files(experiment, TIER),
         log:
@@ -74,7 +74,7 @@ rule figures:
 rule claims:
     input:
         dag.run_files(JOBS),
-        [dag.source(e) for e in EXPERIMENTS],
+        [dag.sources(e) for e in EXPERIMENTS],
     output:
         f"results/runs/claims/{TIER}.json",
     log:

@@ -1,14 +1,18 @@
 """Verdicts from chosen numbers: each of the four, and what must never be called supported."""
 
+import contextlib
+import copy
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 
+import synthetic
 from dynarep import claims, cli
 from dynarep.experiment import find, load_all
-from synthetic import write_runs
+from synthetic import TRIAL, write_runs
 
 SEEDS = 6  # of the ci tier
 NOISE = (-1.3, 0.9, -0.4, 1.2, -0.8, 0.2)
@@ -97,13 +101,14 @@ def test_a_diverged_run_counts_at_the_stated_worst_value_and_is_counted(tmp_path
     assert v.verdict != "supported"
 
 
-def test_a_diverged_run_without_a_stated_worst_value_is_never_dropped(tmp_path):
-    def values(variant, metric, seed):
-        return math.nan if metric == "reward/top_ratio" and seed == 101 else 1.0
-
-    v = verdicts(tmp_path, values, "C")["F3b"]
+def test_a_diverged_run_without_a_stated_worst_value_is_never_dropped(new_home, tmp_path):
+    claim = copy.deepcopy(TRIAL["claims"][0])
+    del claim["contrast"]["of"]["worst"]
+    experiment = synthetic.trial(new_home, claims=[claim])
+    write_runs(experiment, "paper", tmp_path, lambda *a: math.nan if (a[0], a[2]) == ("ftfl", 1) else 1.0)
+    v = claims.judge(experiment, experiment.spec.judged()[0], "paper", tmp_path)
     assert v.verdict == "inconclusive"
-    assert "diverged" in v.reason
+    assert v.reason == "1 runs diverged and the claim states no worst value"
 
 
 def test_runs_of_different_code_are_not_judged_together(tmp_path):
@@ -123,6 +128,42 @@ def test_a_tier_that_cannot_judge_says_which_can(tmp_path):
     chosen = find(load_all(), "R1")
     v = claims.judge(chosen, chosen.spec.claims[0], "smoke", tmp_path)
     assert (v.verdict, v.reason) == ("untested", "this tier cannot judge it; ci, reduced, paper can")
+
+
+def test_an_argument_is_untested_at_every_tier_and_says_why(new_home):
+    experiment = synthetic.trial(new_home)
+    for tier in experiment.tiers():
+        v = {v.claim: v for v in claims.judge_all([experiment], tier, new_home)}["Z2"]
+        assert (v.verdict, v.role, v.gated) == ("untested", "not empirical", False)
+        assert v.reason == "not empirical: no run can judge it"
+        assert (v.no_effect, v.smallest, v.unit, v.direction) == (None, None, "", "")
+        json.dumps(v.data(), allow_nan=False)
+    assert claims.failures([v]) == []
+
+
+def test_arms_of_two_agents_are_compared_and_are_not_different_versions_of_the_code(new_home, tmp_path):
+    """Each agent has a fingerprint of its own."""
+    experiment = synthetic.trial(new_home)
+    write_runs(experiment, "paper", tmp_path, lambda *a: (a[0] == "ftfl") * (1.0 + 0.05 * NOISE[a[2]]))
+    v = claims.judge(experiment, experiment.spec.judged()[0], "paper", tmp_path)
+    assert (v.verdict, v.n, v.tasks, v.stale) == ("supported", 3, ["hopper-hop"], False), v.reason
+    assert v.estimate == pytest.approx(1.0 + 0.05 * np.mean(NOISE[:3]))
+    job = next(job for job in experiment.jobs("paper") if (job.variant, job.task) == ("sac", "hopper-hop"))
+    for folder in job.folders()[:1]:
+        path = tmp_path / folder / "manifest.json"
+        path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    v = claims.judge(experiment, experiment.spec.judged()[0], "paper", tmp_path)
+    assert (v.verdict, v.stale) == ("untested", True)
+    assert "different versions" in v.reason
+
+
+def test_a_metric_that_a_run_never_recorded_leaves_the_claim_untested(new_home, tmp_path):
+    """Not every agent records everything; that must not stop the other claims."""
+    experiment = synthetic.trial(new_home)
+    write_runs(experiment, "paper", tmp_path, lambda *a: None if a[4] == "return/final" else 1.0)
+    v = claims.judge(experiment, experiment.spec.judged()[0], "paper", tmp_path)
+    assert v.verdict == "untested"
+    assert "has no metric 'return/final'" in v.reason
 
 
 def test_no_effect_is_called_supported_in_at_most_five_per_cent_of_experiments(tmp_path):
@@ -156,16 +197,17 @@ def test_the_json_has_the_promised_fields_and_a_failed_gate_exits_with_one(new_h
     assert {row["verdict"] for row in rows} == {"untested"}
 
 
-def test_every_gate_supported_exits_with_zero(new_home, capsys):
-    def good(variant, task, seed, update, metric):
-        raw = variant in ("mbpo", "dnp_only") and task != "Hopper-v5"
-        table = {
-            "td_rms/on_policy": 3.0 if variant == "no_model_data" else 1.0,
-            "reward/mse": 5.0 if raw else 0.3,
-        }
-        return table.get(metric, 1.0) * math.exp(0.05 * math.sin(5 * seed + len(metric)))
+@pytest.mark.parametrize("better", [1.0, -1.0])
+def test_the_exit_code_says_whether_every_gate_is_supported(new_home, capsys, better):
+    for paper in ("ftfl", "madtd"):
+        shutil.rmtree(new_home / "experiments" / paper)
+    noise = {"ftfl": 0.01, "sac": 0.02}  # different, else it would cancel
 
-    for experiment in load_all():
-        write_runs(experiment, "ci", new_home / "results" / "runs", good)
-    cli.main(["claims", "--tier", "ci"])
-    assert "not supported" not in capsys.readouterr().err
+    def value(variant, task, seed, update, metric):
+        return better * (variant == "ftfl") + noise.get(variant, 0.0) * seed
+
+    write_runs(synthetic.trial(new_home), "paper", new_home / "results" / "runs", value)
+    with pytest.raises(SystemExit) if better < 0 else contextlib.nullcontext() as stop:
+        cli.main(["claims", "--tier", "paper"])
+    assert ("gated claims not supported: Z1" in capsys.readouterr().err) == (better < 0)
+    assert better > 0 or stop.value.code == 1

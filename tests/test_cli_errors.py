@@ -170,7 +170,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     "key of a variant": (
         misspell(R1, "variants.no_model_data.label", "lable"), PLAN,
-        [R1, "variants.no_model_data.lable: unknown key", "'label'?", "Allowed: agent, environment, label, protocol"],
+        [R1, "variants.no_model_data.lable: unknown key", "'label'?", "Allowed: agent, algorithm, dose"],
     ),
     "key of a group": (
         misspell(R1, "runs.accelerated.protocol", "protcol"), PLAN,
@@ -217,12 +217,12 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
         [R1, "claims.0.contrast.of.varaint: unknown key", "'variant'?", "Allowed: metric, variant, worst"],
     ),
     "key of a panel": (
-        misspell(R1, "figure.panels.0.log", "lgo"), PLAN,
-        [R1, "figure.panels.0.lgo: unknown key", "'log'?", "Allowed: kind, label, log"],
+        misspell(R1, "figure.panels.0.scale", "scael"), PLAN,
+        [R1, "figure.panels.0.scael: unknown key", "'scale'?", "Allowed: kind, label, linear_within"],
     ),
     "key of a tier file": (
         misspell(SMOKE, "purpose", "purpos"), PLAN,
-        [SMOKE, "purpos: unknown key", "'purpose'?", "Allowed: budget, purpose, tier", "purpose: is missing"],
+        [SMOKE, "purpos: unknown key", "'purpose'?", "Allowed: budget, jobs_per_process, purpose", "purpose: is"],
     ),
     "key of a tier's budget": (
         misspell(SMOKE, "budget.seeds", "seed"), PLAN,
@@ -302,7 +302,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     "task of a claim": (
         put(C, "claims.0.contrast.tasks", ["walker-run"]), PLAN,
-        [C, "claims.F3.contrast.tasks: 'walker-run' has no runs at tier ci", "'walker-walk'?", "Allowed: "],
+        [C, "claims.F3.contrast.tasks: 'walker-run' has no runs at ci", "'walker-walk'?", "Allowed: "],
     ),
     "tier of a claim": (
         put(R1, "claims.0.tiers", {"cii": "gated"}), PLAN,
@@ -327,6 +327,77 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     "level with two sides": (
         put(R1, "claims.0.contrast.kind", "level"), PLAN, [R1, "claims.0.contrast: a level has no 'to'"],
     ),
+    # arms, doses, tables, arguments
+    "arm with an unknown agent": (
+        put(R1, "variants.no_model_data.algorithm", "scac"), PLAN,
+        [R1, "variants.no_model_data.algorithm: unknown agent 'scac'", "'sac'?", "Allowed: ensemble, mad_td"],
+    ),
+    "agent that the protocol cannot run": (
+        put(R1, "variants.no_model_data.algorithm", "sac"), PLAN,
+        [R1, "runs.accelerated: protocol frozen cannot run agent 'sac'", "Allowed: mad_td"],
+    ),
+    "arm on a task that no tier runs": (
+        put(R1, "variants.five_percent.tasks", ["walker-run"]), PLAN,
+        [R1, "variants.five_percent.tasks: in no budget: 'walker-run'", "'walker-walk'?"],
+    ),
+    "claim on arms without a common task": (
+        both(
+            put(R1, "variants.five_percent.tasks", ["dog-stand"]),
+            put(R1, "claims.1.contrast.tasks", ["walker-walk"]),
+        ), PLAN, [R1, "claims.C1b.tiers.ci: no task of the claim is run by five_percent and no_model_data there"],
+    ),
+    "dose panel without doses": (
+        put(R1, "figure.panels.1.kind", "dose"), PLAN, [R1, "figure.panels.1: a dose panel needs variants with a dose"],
+    ),
+    "arm without a dose in a dose panel": (
+        both(put(R1, "figure.panels.1.kind", "dose"), put(R1, "figure.panels.1.variants", ["five_percent"])), PLAN,
+        [R1, "figure.panels.1.variants: 'five_percent' has no dose", "variants.five_percent"],
+    ),
+    "dose of zero on a log axis": (
+        both(
+            put(R1, "figure.panels.1.kind", "dose"), put(R1, "figure.panels.1.x_scale", "log"),
+            put(R1, "variants.no_model_data.dose", 0),
+        ), PLAN, [R1, "figure.panels.1.x_scale: log, but the dose of 'no_model_data' is 0"],
+    ),
+    "neither figure nor table": (drop(R1, "figure"), PLAN, [R1, "write either 'figure' or 'table'"]),
+    "figure and table": (
+        put(R1, "table", {"kind": "hyperparameters", "agents": ["mad_td"]}), PLAN,
+        [R1, "write either 'figure' or 'table'"],
+    ),
+    "figure that nothing is run for": (
+        put(R1, "runs", {}), PLAN, [R1, "only a table of hyperparameters can do without variants and runs"],
+    ),
+    "table of hyperparameters with runs": (
+        edited(R1, lambda data: data.update(figure=None, table={"kind": "hyperparameters", "agents": ["mad_td"]})),
+        PLAN, [R1, "a table of hyperparameters has no runs"],
+    ),
+    "table of an unknown agent": (
+        edited(R1, lambda data: data.update(
+            figure=None, claims=[], runs={}, table={"kind": "hyperparameters", "agents": ["mad_dt"]}
+        )), PLAN, [R1, "table.agents: unknown agent 'mad_dt'", "'mad_td'?"],
+    ),
+    "table whose arm changes nothing that it shows": (
+        edited(R1, lambda data: data.update(
+            figure=None, claims=[], runs={}, table={"kind": "hyperparameters", "agents": ["sac"]}
+        )), PLAN, [R1, "variants.five_percent.agent: unknown key 'model_fraction'", "Allowed: batch_size"],
+    ),
+    "table of returns without a metric": (
+        edited(R1, lambda data: data.update(figure=None, table={"kind": "returns", "agents": ["mad_td"]})), PLAN,
+        [R1, "table: a table of returns needs label and metric, and cannot have agents, protocols"],
+    ),
+    "table of an unknown metric": (
+        edited(R1, lambda data: data.update(
+            figure=None, table={"kind": "returns", "metric": "q/trian", "label": "value"}
+        )), PLAN, [R1, "table.metrics: unknown metric 'q/trian'", "'q/train'?"],
+    ),
+    "argument with a contrast": (
+        put(R1, "claims.0.empirical", False), PLAN,
+        [R1, "claims.0.contrast: unknown key", "claims.0.tiers: unknown key", "Allowed: empirical, id, published"],
+    ),
+    "argument without a reason": (
+        put(R1, "claims.0", {"id": "C1", "empirical": False, "says": "so", "source": "x", "published": "x"}), PLAN,
+        [R1, "claims.0.why: is missing"],
+    ),
     # files
     "key given twice": (
         text(R1, "id: R1\npaper: madtd\nid: R2\n"), PLAN, [R1, "line 3", "key 'id' is given twice"],
@@ -346,7 +417,8 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     "no tier file": (removed(f"experiments/{SMOKE}"), LIST, [SMOKE, "cannot be read: No such file"]),
     "tier file of another tier": (put(SMOKE, "tier", "ci"), PLAN, [SMOKE, "tier: is 'ci'", "smoke.yaml"]),
     "hyperparameter in a tier file": (
-        put(SMOKE, "budget.lr", 1e-4), LIST, [SMOKE, "budget.lr: unknown key", "Allowed: batch_size", "updates, width"],
+        put(SMOKE, "budget.lr", 1e-4), LIST,
+        [SMOKE, "budget.lr: unknown key", "Allowed: batch_size", "updates_per_step, width"],
     ),
     "hyperparameter in a budget": (
         put(R1, f"{BUDGET}.lr", 1e-4), PLAN, [R1, f"{BUDGET}.lr: not a budget key of mad_td and frozen", "Allowed: "],
@@ -360,7 +432,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     # several faults, all at once
     "several faults of form": (
         both(
-            misspell(R1, "caption", "captoin"), misspell(R1, "figure.panels.0.log", "lgo"),
+            misspell(R1, "caption", "captoin"), misspell(R1, "figure.panels.0.scale", "lgo"),
             put(R1, "claims.0.direction", "up"), put(R1, "id", "R 1"),
         ), PLAN,
         [R1, "captoin: unknown", "figure.panels.0.lgo: unknown", "claims.0.direction: input should be", "id: string"],
@@ -384,12 +456,26 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     # the command line
     "unknown sub-command": (
-        nothing, ["paln"], ["'paln'", "'plan'?", "Allowed: claims, figure, list", "dynarep --help"],
+        nothing, ["paln"], ["'paln'", "'plan'?", "Allowed: bench, claims, figure", "dynarep --help"],
     ),
     "no sub-command": (nothing, [], ["list, plan, train", TYRO]),
     "unknown option": (nothing, ["plan", "--teir", "smoke"], ["--teir", "--tier", TYRO]),
     "option without a value": (nothing, ["plan", "--tier"], ["--tier", TYRO]),
-    "required option missing": (nothing, TRAIN, ["--seeds", "0-4 or 0,2,5-7", "dynarep train --help"]),
+    "required option missing": (nothing, TRAIN, ["--seeds: missing", "--seeds 0-4", "dynarep train --help"]),
+    "job and seeds": (
+        nothing, ["train", "--job", "R1/accelerated/no_model_data/walker-walk/0", "--seeds", "0"],
+        ["--job goes without --seeds"],
+    ),
+    "job cut short": (
+        nothing, ["train", "--job", "R1/no_model_data/walker-walk/0"],
+        ["--job 'R1/no_model_data/walker-walk/0'", "experiment/runs/variant/task/seeds", "e.g. R1/accelerated"],
+    ),
+    "job of an unknown arm, after one that is right": (
+        nothing,
+        ["train", "--tier", "smoke", "--job", "R1/accelerated/no_model_data/walker-walk/0",
+         "--job", "R1/accelerated/no_modle_data/walker-walk/0"],
+        ["unknown variant 'no_modle_data'", "'no_model_data'?"],
+    ),
     "unknown tier": (
         nothing, ["plan", "--tier", "cii"], ["unknown tier 'cii'", "'ci'?", "Allowed: ci, paper", "Pass --tier"],
     ),
@@ -513,8 +599,9 @@ def test_bad_input_gets_one_helpful_message_and_leaves_nothing(name, new_home, m
     assert "Traceback" not in shown.err
     assert len(re.findall(rf"^dynarep: |{TYRO}", shown.err, re.MULTILINE)) == 1, f"not one message:\n{shown.err}"
     assert TYRO in shown.err or shown.err.startswith("dynarep: ")
-    faults = shown.err.splitlines()
-    assert TYRO in shown.err or len(set(faults)) == len(faults), f"a fault is reported twice:\n{shown.err}"
+    for per_file in re.split(r"^(?=\S)", shown.err, flags=re.MULTILINE):
+        faults = per_file.splitlines()
+        assert TYRO in shown.err or len(set(faults)) == len(faults), f"a fault is reported twice:\n{shown.err}"
     assert not shown.out
     missing = [words for words in said if words not in shown.err]
     assert not missing, f"{missing} not in:\n{shown.err}"

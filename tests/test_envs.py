@@ -6,18 +6,21 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dynarep import envs
-from dynarep.envs import Env, EnvError, Snapshot, Step, known_tasks, make, split_task
+from dynarep.configs import EnvironmentConfig
+from dynarep.envs import Env, EnvError, Snapshot, Step, from_config, known_tasks, make, split_task
 
 # Contacts, force sensors, actuator states, targets kept in the model, rewards that read a lagging array.
 REPLAYED = [
     *("walker-walk", "humanoid-stand", "dog-stand", "quadruped-walk", "hopper-stand", "finger-turn_hard"),
     *("reacher-hard", "point_mass-hard", "Hopper-v5", "HalfCheetah-v5", "Humanoid-v5", "Ant-v5"),
+    *("InvertedPendulum-v4", "Hopper-v4", "HalfCheetah-v4", "Walker2d-v4", "Ant-v4", "Humanoid-v4"),
 ]
 EVERY_TASK = [task for suite in ("dmc", "gymnasium") for task in known_tasks(suite)]
 
@@ -104,7 +107,7 @@ def test_split_task_finds_the_suite() -> None:
         ("finger-turn-hard", "finger-turn_hard"),
         ("walker_walk", "walker-walk"),
         ("hopper-v5", "Hopper-v5"),
-        ("Hopper-v4", "Hopper-v5"),
+        ("Hopper-v3", "Hopper-v4"),
     ],
 )
 def test_unknown_task_suggests_the_spelling_of_the_suite(wrong: str, right: str) -> None:
@@ -147,7 +150,10 @@ def flat(observation: dict[str, np.ndarray]) -> bytes:
     return np.concatenate([np.ravel(entry) for entry in observation.values()]).astype(np.float32).tobytes()
 
 
-@pytest.mark.parametrize("task", ["Hopper-v5", "Humanoid-v5", "Reacher-v5", "InvertedPendulum-v5"])
+@pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
+@pytest.mark.parametrize(
+    "task", ["Hopper-v5", "Humanoid-v5", "Reacher-v5", "InvertedPendulum-v5", "Ant-v4", "Humanoid-v4"]
+)
 def test_gymnasium_steps_are_those_of_the_suite(task: str) -> None:
     import gymnasium
 
@@ -209,6 +215,126 @@ def test_action_is_mapped_to_the_bounds_of_the_suite() -> None:
     np.testing.assert_allclose(seen[2], (spec.minimum + spec.maximum) / 2)
 
 
+# Sizes, and returns of uniformly random actions (FTFL sections 6.1, 6.2, 6.4)
+
+# The intervals hold single episodes, the table's means are of many: quadruped's depend on the pose it starts in.
+SPECIFIED = {  # task: observations, actions, interval
+    "hopper-stand": (15, 4, 0, 30),  # table 1.5; seen 12.1 and 0.0
+    "humanoid-stand": (67, 21, 0, 25),  # table 4.6; seen 6.0 and 3.1
+    "quadruped-walk": (78, 12, 0, 900),  # table 254; seen 490 and 483
+    "InvertedPendulum-v4": (4, 1, 2, 30),  # table 6; seen 5 and 5
+    "Hopper-v4": (11, 3, 5, 80),  # table 20; seen 19 and 10
+    "HalfCheetah-v4": (17, 6, -450, -120),  # table -283; seen -319 and -276
+    "Walker2d-v4": (17, 6, -20, 60),  # table 3; seen 37 and 2
+    "Ant-v4": (27, 8, -400, 60),  # table -44; seen 5 and -40
+    "Humanoid-v4": (376, 17, 60, 220),  # table 121; seen 107 and 121
+}
+
+
+@pytest.mark.parametrize("task", SPECIFIED)
+def test_sizes_and_random_returns_are_those_of_the_specification(task: str) -> None:
+    env, (obs_size, action_size, low, high) = shared(task), SPECIFIED[task]
+    assert (env.obs_size, env.action_size) == (obs_size, action_size)
+    for seed in (0, 1):
+        env.reset(seed)
+        total, ended = 0.0, False
+        rng = np.random.default_rng(seed)
+        while not ended:
+            step = env.step(rng.uniform(-1, 1, env.action_size))
+            total, ended = total + step.reward, step.terminated or step.truncated
+        assert low <= total <= high
+
+
+# What is not observed
+
+
+def test_a_dropped_entry_is_gone_and_the_rest_is_as_before() -> None:
+    plain, without = shared("hopper-stand"), make("dmc", "hopper-stand", drop_observations=["touch"])
+    assert (plain.obs_size, without.obs_size) == (15, 13)  # touch comes last
+    assert without.reset(3).tobytes() == plain.reset(3)[:13].tobytes()
+    touched = False
+    for action in random_actions(plain, 60):
+        one, other = plain.step(action), without.step(action)
+        assert other.obs.tobytes() == one.obs[:13].tobytes()
+        assert other.reward == one.reward
+        touched |= bool(one.obs[13:].any())
+    assert touched
+
+
+def test_snapshots_do_not_depend_on_what_is_observed() -> None:
+    plain, without = shared("hopper-stand", 2), make("dmc", "hopper-stand", 2, drop_observations=["touch"])
+    for before, action, step in play(without, 40, episode_seed=1)[::7]:
+        plain.restore(before)
+        assert plain.step(action).obs[:13].tobytes() == step.obs.tobytes()
+        without.restore(before)
+        assert content(without.step(action)) == content(step)
+
+
+def test_entries_that_cannot_be_dropped_are_refused() -> None:
+    with pytest.raises(EnvError, match=r"observation entry of hopper-stand 'Tuch': did you mean touch"):
+        make("dmc", "hopper-stand", drop_observations=["Tuch"])
+    with pytest.raises(EnvError, match=r"'xyzzy': one of position, velocity, touch"):
+        make("dmc", "hopper-stand", drop_observations=["touch", "xyzzy"])
+    with pytest.raises(EnvError, match=r"hopper-stand.*leaves nothing.*position, velocity, touch"):
+        make("dmc", "hopper-stand", drop_observations=["velocity", "position", "touch"])
+    with pytest.raises(EnvError, match=r"Hopper-v4: drop_observations \(touch\) is for dmc"):
+        make("gymnasium", "Hopper-v4", drop_observations=["touch"])
+
+
+@pytest.mark.parametrize(("task", "forces"), [("Humanoid-v4", 84), ("Humanoid-v5", 78), ("Ant-v5", 78)])
+def test_zeroed_contact_forces_change_these_entries_alone(task: str, forces: int) -> None:
+    live, zeroed = shared(task), make("gymnasium", task, zero_contact_forces=True)
+    live.reset(0)
+    assert not zeroed.reset(0)[-forces:].any()
+    seen = np.zeros(forces, bool)
+    for action in random_actions(live, 40):
+        one, other = live.step(action), zeroed.step(action)
+        assert other.obs[:-forces].tobytes() == one.obs[:-forces].tobytes()
+        assert not other.obs[-forces:].any()
+        assert other.reward == one.reward
+        seen |= one.obs[-forces:] != 0
+        if one.terminated:
+            break
+    assert seen.any(), "no contact: the test saw nothing"
+    zeroed._data.cfrc_ext[:] = 0.5  # what the simulator calls contact forces
+    observed = zeroed._env._get_obs()
+    assert (observed[-forces:] == 0.5).all()
+    assert observed[-forces - 1] != 0.5
+    zeroed._obs = observed
+    assert not zeroed._observe()[-forces:].any()
+
+
+def test_zeroed_contact_forces_leave_tasks_alone_that_do_not_observe_them() -> None:
+    plain, zeroed = shared("Ant-v4"), make("gymnasium", "Ant-v4", zero_contact_forces=True)
+    assert zeroed.reset(1).tobytes() == plain.reset(1).tobytes()
+    with pytest.raises(EnvError, match="humanoid-stand: zero_contact_forces is for Gymnasium"):
+        make("dmc", "humanoid-stand", zero_contact_forces=True)
+
+
+def test_a_configuration_says_everything_about_its_environment() -> None:
+    hopper = {"suite": "dmc", "task": "hopper-stand", "action_repeat": 3, "drop_observations": ("touch",)}
+    env = from_config(EnvironmentConfig(**hopper))
+    assert (env.task, env.obs_size, env.action_repeat) == ("hopper-stand", 13, 3)
+    humanoid = {"suite": "gymnasium", "task": "Humanoid-v4", "reward_scale": 0.5, "zero_contact_forces": True}
+    plain, changed = shared("Humanoid-v4"), from_config(EnvironmentConfig(**humanoid))
+    plain.reset(0)
+    changed.reset(0)
+    touched = False
+    while not touched:
+        action = np.zeros(17)
+        one, other = plain.step(action), changed.step(action)
+        assert other.reward == one.reward * 0.5
+        assert not other.obs[-84:].any()
+        touched = bool(one.obs[-84:].any())
+
+
+def test_older_gymnasium_tasks_are_made_without_a_warning() -> None:
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        fresh("Hopper-v4")
+    assert not complaints
+
+
 # Action repeat and reward scale
 
 
@@ -267,7 +393,10 @@ def test_episode_depends_on_its_seed_only(task: str) -> None:
     assert firsts[0].tobytes() == firsts[1].tobytes()
     assert states[0].tobytes() == states[1].tobytes()
     for action in random_actions(new, 5):
-        assert content(new.step(action)) == content(used.step(action))
+        step = new.step(action)
+        assert content(step) == content(used.step(action))
+        if step.terminated:
+            break
     assert used.reset(9).tobytes() != firsts[0].tobytes()
 
 
@@ -440,7 +569,7 @@ def test_gymnasium_blow_up_leaves_no_log_in_the_working_directory(tmp_path: Path
         "import dynarep.envs as e; env = e.make('gymnasium', 'HalfCheetah-v5'); env.reset(0); "
         "env._data.qvel[:] = 1e12; env.step([0] * 6)"
     )
-    found = {**os.environ, "PYTHONPATH": str(Path(envs.__file__).parents[1])}  # PYTHONPATH may be relative to here
+    found = {**os.environ, "PYTHONPATH": str(Path(envs.__file__).parents[2])}  # PYTHONPATH may be relative to here
     command = [sys.executable, "-c", code]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=found)
     assert "EnvError: the simulation blew up" in answer.stderr

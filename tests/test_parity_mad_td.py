@@ -12,7 +12,7 @@ import torch
 
 from dynarep.agents.mad_td import MadTD
 from dynarep.configs.mad_td import MadTDConfig
-from dynarep.diagnostics import td_error
+from dynarep.diagnostics.td import td_error
 from dynarep.nets import HLGauss, Net, simnorm
 
 ARRAYS = {name: np.load(Path(__file__).parent / "parity" / f"mad_td_update{name}.npz") for name in ("", "_hard")}

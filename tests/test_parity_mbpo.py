@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dynarep.agents.mbpo import Ensemble
+from dynarep.agents.ensemble import Ensemble
 from dynarep.configs.mbpo import EnsembleConfig
 
 ARRAYS = np.load(Path(__file__).parent / "parity" / "mbpo_update.npz")
@@ -40,7 +40,7 @@ def normaliser_data() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def history() -> list[dict[str, np.ndarray]]:
     """What each of the three consecutive updates computes before its step, and the parameters after it."""
-    ensemble = Ensemble(EnsembleConfig(width=16, batch_size=32), obs_size=5, action_size=2, seeds=[0])
+    ensemble = Ensemble(EnsembleConfig(model_width=16, model_batch_size=32), obs_size=5, action_size=2, seeds=[0])
     for slot, values in parameters("before").items():
         ensemble.net.parameter(slot)[0] = torch.from_numpy(values)
     ensemble.fit_normalisers(normaliser_data())
@@ -68,7 +68,7 @@ def check(actual: np.ndarray, desired: np.ndarray, rtol: float = 0.0, atol: floa
 
 
 def test_input_normaliser_uses_population_std_and_adds_epsilon_once():
-    ensemble = Ensemble(EnsembleConfig(width=16), obs_size=5, action_size=2, seeds=[0])
+    ensemble = Ensemble(EnsembleConfig(model_width=16), obs_size=5, action_size=2, seeds=[0])
     ensemble.fit_normalisers(normaliser_data())
     mean, std = (np.concatenate([ARRAYS[f"ens/norm/{x}_{m}"] for x in ("obs", "act")]) for m in ("mu", "std"))
     check(ensemble.input_mean[0].numpy(), mean, atol=1e-6)
@@ -120,7 +120,7 @@ def test_parameters_after_each_adam_step_match(history, t):
 
 
 def test_initial_kernels_have_the_references_distribution():
-    ours = Ensemble(EnsembleConfig(width=96), obs_size=67, action_size=21, seeds=[0, 1])
+    ours = Ensemble(EnsembleConfig(model_width=96), obs_size=67, action_size=21, seeds=[0, 1])
     for slot, theirs in parameters("before").items():
         kernel = ours.net.parameter(slot).numpy()
         if slot.endswith("bias"):

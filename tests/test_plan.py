@@ -1,5 +1,6 @@
 """What a tier costs: each run counted once, what is there not counted again."""
 
+import importlib
 import json
 from dataclasses import fields, replace
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import synthetic
 from dynarep import cli, plan, records
+from dynarep.configs import AgentConfig, ProtocolConfig, registry
 from dynarep.experiment import Experiment, Job, find, load, load_all
 from synthetic import manifest
 
@@ -30,6 +33,8 @@ def bigger(job: Job, **changes: int) -> Job:
 @pytest.mark.parametrize("change", ["seeds", "updates", "width", "batch_size", "transitions"])
 def test_more_work_costs_more(new_home, name, change):
     job = find(load_all(), name).jobs("ci")[0]
+    if name == "C" and change in ("width", "batch_size"):
+        change = f"model_{change}"
     costs = []
     for factor in (1, 2, 4):
         if change == "seeds":
@@ -48,7 +53,7 @@ def test_a_block_of_seeds_costs_less_than_its_seeds_one_by_one(r1):
 
 def test_what_was_never_measured_costs_the_default(r1, monkeypatch):
     job, rates = r1.jobs("ci")[0], plan.rates()
-    only = {kind: {"default": rates[kind]["default"]} for kind in ("tasks", "agents")}
+    only = {kind: {"default": rates[kind]["default"]} for kind in ("tasks", "work")}
     monkeypatch.setattr(plan, "rates", lambda: rates | only)
     assert plan.job_seconds(job) > 0
 
@@ -58,10 +63,13 @@ def test_every_rate_is_a_positive_number():
     for sizes in rates["tasks"].values():
         assert len(sizes) == 3
         assert all(size > 0 for size in sizes)
-    for points in rates["agents"].values():
-        assert points == sorted(points), "more work in less time: measured at different loads?"
+    for rate in rates["work"].values():
+        points = rate.get("seed_ms", [])
+        assert [ms for _, ms in points] == sorted(ms for _, ms in points), "more work in less time: other loads?"
+        assert points == sorted(points)
         assert all(gflop > 0 and ms > 0 for gflop, ms in points)
-    assert rates["job_start_s"] > 0
+        assert rate["block_ms"] >= 0
+    assert all(rates[name] > 0 for name in ("job_start_s", "record_kib", "process_mib"))
     assert rates["source"].strip()
 
 
@@ -71,11 +79,105 @@ def test_the_sums_are_those_of_the_jobs(r1, tmp_path):
     assert (row.paper, row.experiment, row.tier) == ("madtd", "R1", "ci")
     assert row.jobs == len(jobs)
     assert row.runs == sum(len(job.seeds) for job in jobs)
-    assert row.updates == sum(len(job.seeds) * job.config.protocol.agent_updates() for job in jobs)
+    assert row.updates == sum(len(job.seeds) * job.config.protocol.updates for job in jobs)
     assert row.agent_steps == sum(len(job.seeds) * job.config.protocol.agent_steps() for job in jobs)
     assert row.cpu_hours_all == pytest.approx(sum(map(plan.job_seconds, jobs)) / 3600, abs=1e-3)
     assert row.cpu_hours == row.cpu_hours_all
     assert row.disk_mib > 0
+    assert row.peak_mib == round(max(map(plan.job_mib, jobs))) > plan.rates()["process_mib"]
+
+
+def test_the_total_adds_up_everything_but_memory(r1, new_home, tmp_path):
+    """Two jobs of 500 MiB do not need a machine of 1000."""
+    rows = plan.costs([r1, find(load_all(), "C")], "ci", tmp_path)
+    total = plan.total(rows)
+    assert (total.runs, total.jobs) == tuple(sum(getattr(row, name) for row in rows) for name in ("runs", "jobs"))
+    assert total.cpu_hours == pytest.approx(sum(row.cpu_hours for row in rows))
+    assert total.peak_mib == max(row.peak_mib for row in rows)
+    assert plan.total([]).runs == 0
+
+
+# -- what an online run costs -------------------------------------------------------------------------------------
+
+
+def online(home: Path, variant: str, task: str = "hopper-hop") -> Job:
+    jobs = synthetic.trial(home).jobs("paper")
+    return next(job for job in jobs if (job.variant, job.task) == (variant, task))
+
+
+def units(job: Job) -> dict[str, int]:
+    return {piece.rate: piece.units for piece in plan.work(job)}
+
+
+def test_the_work_of_an_online_run_is_composed_of_its_parts(new_home):
+    """500 000 steps, 10 000 of them random: ftfl 3.6."""
+    evaluation = 100 * 10 * 1000
+    assert units(online(new_home, "sac")) == {"act": 500_000 + evaluation, "sac": 490_000}
+    steps = {"act": 500_000 + evaluation, "sac": 20 * 490_000, "ensemble": 1960 * 5000, "rollout": 490_000}
+    assert units(online(new_home, "mbpo")) == steps
+    frames = 500_000 + evaluation
+    assert online(new_home, "mbpo").config.protocol.agent_steps() == frames
+
+
+def test_without_synthetic_rows_no_model_is_paid_for_and_the_simulator_costs_frames(new_home):
+    job = online(new_home, "mbpo")
+    assert set(units(bigger(job, synthetic_share=0.0))) == {"act", "sac"}
+    perfect = bigger(job, rollouts="simulator")
+    assert units(perfect)["simulator"] == 490_000 * 400
+    assert "ensemble" not in units(perfect)
+    frame_s = plan.rates()["tasks"]["hopper-hop"][2] / 1e3
+    without = plan.job_seconds(bigger(job, synthetic_share=0.0))
+    added = plan.job_seconds(perfect) - without
+    assert added == pytest.approx(len(job.seeds) * 490_000 * 400 * frame_s, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "factor"), [("updates_per_step", 2), ("model_chunks", 2), ("chunk_steps", 2), ("rollouts_per_step", 2)]
+)
+def test_more_of_any_part_costs_more_by_that_part(new_home, change, factor):
+    job = online(new_home, "mbpo")
+    assert plan.job_seconds(bigger(job, **{change: factor * getattr(job.config.agent, change)})) > plan.job_seconds(job)
+
+
+def test_policy_evaluation_pays_for_model_and_critics():
+    mbpo, protocol = registry(AgentConfig)["mbpo"], registry(ProtocolConfig)["policy_evaluation"]()
+    work = {piece.rate: piece for piece in protocol.work(mbpo(), 67, 21)}
+    assert work["sac"].units == protocol.updates
+    assert work["ensemble"].units == protocol.model_updates
+    assert work["ensemble"].gflop == registry(AgentConfig)["ensemble"]().update_flops(67, 21) / 1e9
+    assert [piece.rate for piece in protocol.work(mbpo(synthetic_share=0.0), 67, 21)] == ["sac"]
+
+
+# -- memory -------------------------------------------------------------------------------------------------------
+
+
+def test_the_buffer_of_a_million_synthetic_rows_is_in_the_plan(new_home):
+    """Six seeds on humanoid: 157 float32 numbers a row, once more while a checkpoint is written."""
+    job = online(new_home, "mbpo")
+    humanoid = job.config.environment.model_copy(update={"task": "humanoid-walk"})
+    job = replace(job, config=replace(job.config, environment=humanoid), seeds=tuple(range(6)))
+    rows = 6 * (1_000_000 + 500_000) * (2 * 67 + 21 + 2) * 4 / 2**20
+    assert 2 * rows < plan.job_mib(job) < 2 * rows + plan.rates()["process_mib"] + 300
+    assert plan.job_mib(bigger(job, rollouts="simulator")) > plan.job_mib(job) + 1000, "the simulator's states"
+    small = plan.job_mib(bigger(job, synthetic_capacity=1000))
+    assert plan.job_mib(job) - small == pytest.approx(2 * rows * 999_000 / 1_500_000)
+
+
+def test_a_buffer_that_never_fills_is_not_paid_for():
+    agent = registry(AgentConfig)["mbpo"]
+    assert agent().own_rows(10) == 4000
+    assert agent(selection="m2ac").own_rows(10) == 40_000
+    assert agent().own_rows(10**6) == 1_000_000
+
+
+@pytest.mark.parametrize("name", ["sac", "ensemble", "mbpo", "mad_td"])
+def test_the_parameters_in_the_plan_are_those_of_the_networks(name):
+    """Biases and the like left out: within three per cent."""
+    config = registry(AgentConfig)[name]()
+    module, kind = config.implementation.split(":")
+    agent = getattr(importlib.import_module(module), kind)(config, 67, 21, [0])
+    numbers = sum(v.numel() for k, v in agent.state().items() if hasattr(v, "numel") and "adam" not in k)
+    assert numbers == pytest.approx(config.parameters(67, 21), rel=0.03)
 
 
 def twin(r1: Experiment, **block: int) -> Experiment:
@@ -128,11 +230,12 @@ def test_the_json_has_the_fields_that_scripts_read(new_home, capsys):
     assert [row["experiment"] for row in rows] == [e.spec.id for e in load_all()]
     names = [
         *("paper", "experiment", "tier", "jobs", "runs", "present", "agent_steps", "updates"),
-        *("cpu_hours", "cpu_hours_all", "disk_mib"),
+        *("cpu_hours", "cpu_hours_all", "disk_mib", "peak_mib"),
     ]
     assert [field.name for field in fields(plan.Cost)] == names
     assert all(list(row) == names for row in rows)
-    assert all(row["runs"] > 0 and row["present"] == 0 for row in rows)
+    assert all(row["present"] == 0 for row in rows)
+    assert all(row["runs"] > 0 for row in rows if "frozen" in row["experiment"] or row["experiment"] in ("R1", "C"))
 
 
 def test_one_paper_or_experiment_can_be_planned(new_home, capsys):

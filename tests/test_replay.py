@@ -4,6 +4,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -99,6 +100,47 @@ def test_a_state_passes_through_a_checkpoint(tmp_path):
     check(restored, model)
 
 
+@settings(deadline=None)
+@given(st.data())
+def test_rows_that_are_not_kept_leave_no_gap_and_seeds_fill_at_their_own_pace(data):
+    seeds, capacity = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 7))
+    buffer, lists = Replay(FIELDS, seeds, capacity), [[] for _ in range(seeds)]
+    sizes = data.draw(st.lists(st.integers(1, capacity), min_size=1, max_size=6))
+    for values in batches(seeds, sizes):
+        flags = st.lists(st.booleans(), min_size=values.size, max_size=values.size)
+        keep = torch.tensor(data.draw(flags)).view(values.shape) if data.draw(st.booleans()) else None
+        buffer.add(rows(values), keep)
+        for s, line in enumerate(lists):
+            line += values[s, keep[s].numpy() if keep is not None else slice(None)].tolist()
+        if data.draw(st.booleans()):
+            old, buffer = buffer, Replay(FIELDS, seeds, capacity)
+            buffer.load(old.state())
+        assert buffer.sizes.tolist() == [min(len(line), capacity) for line in lists]
+        assert buffer.size == min(buffer.sizes.tolist())
+        for s, line in enumerate(lists):
+            stored = buffer.data["reward"][s].tolist()
+            for place in range(min(len(line), capacity)):  # the newest row that belongs there
+                assert stored[place] == line[place + (len(line) - 1 - place) // capacity * capacity]
+                assert buffer.data["obs"][s, place].tolist() == [stored[place], -stored[place]]
+
+
+def test_a_checkpoint_holds_the_filled_rows_alone():
+    buffer = Replay(FIELDS, 2, 1000)
+    buffer.add(rows(batches(2, [5])[0]), torch.tensor([[True] * 5, [True, False] * 2 + [False]]))
+    assert buffer.state()["data/obs"].shape == (2, 5, 2)
+    assert buffer.sizes.tolist() == [5, 2]
+
+
+def test_an_empty_buffer_takes_no_memory():
+    """A synthetic buffer of the reference's size would be 0.6 GB per seed on humanoid tasks, used or not."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    buffer = Replay({"obs": (100,)}, 2, 500_000)
+    buffer.add({"obs": np.ones((2, 10, 100), np.float32)})
+    assert process.memory_info().rss - before < 2**25
+    assert not buffer.data["obs"][:, 10:20].any()
+
+
 def test_rows_of_any_shape_come_from_their_own_seed():
     buffer = Replay(FIELDS, 3, 4)
     buffer.add(rows(batches(3, [4])[0]))
@@ -145,6 +187,13 @@ def test_each_seed_draws_with_its_own_generator(seeds, size, shape):
         for turn in drawn:
             assert turn.shape == (len(seeds), *shape)
             np.testing.assert_array_equal(turn[row].numpy(), alone.integers(size, size=shape))
+
+
+def test_seeds_with_other_sizes_draw_from_their_own_rows():
+    generators, sizes = [np.random.default_rng(seed) for seed in range(3)], [1, 10, 300]
+    drawn = draw(generators, sizes, (500,))
+    assert [int(row.max()) + 1 for row in drawn] == pytest.approx(sizes, abs=3)
+    np.testing.assert_array_equal(drawn[1].numpy(), np.random.default_rng(1).integers(10, size=500))
 
 
 def test_every_row_is_drawn_equally_often():

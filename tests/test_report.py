@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+import synthetic
 from dynarep import claims, cli, records, report, run
 from dynarep.experiment import Experiment, find, load_all
 
@@ -258,6 +259,46 @@ def test_text_from_files_never_becomes_markup(build, results, verdicts, experime
     assert len(page.all("script")) == 1
     assert page.text.count(HOSTILE) >= 6
     assert any(HOSTILE in image["alt"] for image in page.all("img")), "the attribute did not hold"
+
+
+def test_an_argument_has_no_numbers_and_a_reason(build, new_home, results):
+    experiment = synthetic.trial(new_home)
+    page = Page(build(experiments=[experiment], verdicts=claims.judge_all([experiment], "smoke", results)))
+    assert "Why no experiment judges it no run can judge it" in page.text
+    assert "○ untested not empirical not empirical: no run can judge it" in page.text
+    assert page.text.count("Claimed direction") == 1
+
+
+def test_arms_of_several_agents_share_the_rows_of_a_group(build, new_home, results):
+    experiment = synthetic.trial(new_home, claims=[])
+    text = Page(build(experiments=[experiment], verdicts=[])).text
+    assert "Settings of mbpo, sac under online" in text
+    assert text.count("width 16 256 this tier") == 1
+    assert "SAC agent sac, updates_per_step 1" in text
+
+
+def test_a_table_of_hyperparameters_needs_no_runs(build, new_home, results, figures):
+    experiment = synthetic.table(new_home, synthetic.DEFAULTS)
+    path = figures / "smoke/beyond/T1.svg"
+    inputs = {"experiments": [experiment], "verdicts": []}
+    text = Page(build(**inputs)).text
+    assert "No figure yet. This draws it: dynarep figure --experiment T1 --tier smoke" in text
+    assert "Not run at this tier" not in text
+    path.parent.mkdir()
+    path.write_text(SVG)
+    page = Page(build(**inputs))
+    assert len(page.all("img")) == 1
+    assert page.all("img")[0]["alt"].startswith("Table T1: Does a trial")
+    assert "dynarep figure --experiment T1 --tier smoke" in page.text
+
+
+def test_a_table_of_returns_is_shown_like_a_figure(build, new_home, figures):
+    experiment = synthetic.table(new_home, synthetic.RETURNS)
+    (figures / "smoke/beyond").mkdir()
+    (figures / "smoke/beyond/T1.svg").write_text(SVG)
+    page = Page(build(experiments=[experiment], verdicts=[]))
+    assert "A cell per task and arm: final return" in page.all("img")[0]["alt"]
+    assert "No runs at this tier yet" in page.text
 
 
 # -- an archive ---------------------------------------------------------------------------------------------------

@@ -2,18 +2,27 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from dynarep import cli, envs, records, run
+from dynarep.configs import EnvironmentConfig
+from dynarep.configs.mbpo import MBPOConfig
+from dynarep.configs.online import OnlineConfig
+from dynarep.configs.policy_evaluation import PolicyEvaluationConfig
+from dynarep.configs.sac import SACConfig
+from dynarep.envs import base
 from dynarep.errors import UserError
-from dynarep.experiment import Job, find, load_all
+from dynarep.experiment import Job, RunConfig, find, load_all
+from dynarep.protocols import Metrics, Protocol
 
 
 def job(experiment: str, variant: str, seeds: tuple[int, ...] = (0, 1)) -> Job:
@@ -23,6 +32,25 @@ def job(experiment: str, variant: str, seeds: tuple[int, ...] = (0, 1)) -> Job:
 
 def metrics(results: Path, done: Job) -> dict[int, bytes]:
     return {s: (results / f / "metrics.csv").read_bytes() for s, f in zip(done.seeds, done.folders(), strict=True)}
+
+
+SMALL = {"width": 16, "batch_size": 32, "updates_per_step": 1}
+MODEL = {"model_width": 16, "model_batch_size": 32, "holdout_draws": 64, "model_chunks": 1, "chunk_steps": 4}
+MBPO = MBPOConfig(**SMALL, **MODEL, retrain_every=16, rollouts_per_step=32, synthetic_capacity=256)
+ONLINE = OnlineConfig(steps=80, random_steps=60, eval_every=40, eval_episodes=1, measure_every=10)
+POLICY = PolicyEvaluationConfig(transitions=200, model_updates=8, chunk=4, updates=70, margin=1)
+LOOPS = {
+    "sac": (SACConfig(**SMALL), ONLINE),
+    "mbpo": (MBPO, ONLINE),
+    "simulator": (MBPO.model_copy(update={"rollouts": "simulator"}), ONLINE),
+    "policy evaluation": (MBPO, POLICY),
+}
+
+
+def loop(name: str, seeds: tuple[int, ...] = (0, 1)) -> Job:
+    """A job that no experiment has: a task whose episodes end early."""
+    environment = EnvironmentConfig(suite="gymnasium", task="Hopper-v5")
+    return Job("none", "none", name, "smoke", RunConfig(environment, *LOOPS[name]), seeds)
 
 
 TRAIN = ["train", "--experiment", "C", "--variant", "mbpo", "--task", "walker-walk"]
@@ -79,6 +107,82 @@ def test_a_job_killed_outright_continues_from_its_checkpoint_to_the_same_bytes(t
     assert list((tmp_path / "killed" / this.config.folder()).glob(".*.checkpoint"))
     run.train(this, tmp_path / "killed")
     assert metrics(tmp_path / "killed", this) == metrics(tmp_path / "whole", this)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_continues_to_the_same_bytes_wherever_it_is_stopped(tmp_path, name):
+    """Stopped as often as it advances: what the protocols' own tests do in memory, here through a file."""
+    this = loop(name)
+    run.train(this, tmp_path / "whole")
+    stops = 0
+
+    def stop(done, total, now):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    while True:
+        try:
+            run.train(this, tmp_path / "stopped", stop)
+        except run.StoppedError:
+            stops += 1
+            continue
+        break
+    assert stops >= 2
+    assert metrics(tmp_path / "stopped", this) == metrics(tmp_path / "whole", this)
+    history = json.loads((tmp_path / "stopped" / this.folders()[0] / "manifest.json").read_text())["resumed"]
+    assert len(history) == stops
+
+
+class Counting(Protocol):
+    """Counts to a thousand, a second each by the clock of the test; its checkpoint takes three."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.metrics, self.total = Metrics([0, 1]), 1000
+
+    def advance(self):
+        self.done += 1
+        return {}
+
+    def state(self):
+        return {}
+
+    def load(self, state):
+        raise AssertionError
+
+
+def test_saving_takes_two_percent_of_the_time_at_most(tmp_path, monkeypatch):
+    now, saves = [0.0], []
+
+    def save(*arguments: object) -> None:
+        saves.append(now[0])
+        now[0] += 3.0
+
+    monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(run, "_save", save)
+    monkeypatch.setattr(run, "_build", lambda *arguments: Counting())
+    run.train(job("C", "mbpo"), tmp_path, lambda *arguments: now.__setitem__(0, now[0] + 1.0))
+    assert saves[0] == pytest.approx(run.CHECKPOINT_SECONDS, abs=1.1)
+    assert len(saves) > 4
+    assert all(later - earlier >= 50 * 3.0 for earlier, later in pairwise(saves))
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path, capsys):
+    """The limit on a file's size stands for a full disk: the write fails in the middle."""
+    this, path = loop("sac"), tmp_path / "checkpoint"
+    protocol = run._build(this, [0, 1])
+    run._save(protocol, this, [0, 1], path, [])
+    before = path.read_bytes()
+    protocol.advance()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(UserError, match="checkpoint: cannot be written: File too large"):
+            run._save(protocol, this, [0, 1], path, [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+    assert path.read_bytes() == before
+    assert run._resume(run._build(this, [0, 1]), this, [0, 1], path) == []
+    assert not capsys.readouterr().err
 
 
 def test_a_torn_checkpoint_is_said_and_started_over(tmp_path, capsys):
@@ -203,14 +307,14 @@ def test_a_missing_rendering_library_is_one_message(monkeypatch):
     def missing(module: str) -> None:
         raise AttributeError("'NoneType' object has no attribute 'glGetError'")
 
-    monkeypatch.setattr(envs.importlib, "import_module", missing)
+    monkeypatch.setattr(base.importlib, "import_module", missing)
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     with pytest.raises(envs.EnvError, match=r"MUJOCO_GL=osmesa.*unset MUJOCO_GL.*libosmesa6"):
         envs.make("dmc", "walker-walk")
 
 
 def test_a_job_that_cannot_start_leaves_no_folder_behind(tmp_path, monkeypatch, capsys):
-    def broken(*arguments: object) -> None:
+    def broken(*arguments: object, **settings: object) -> None:
         raise envs.EnvError("no simulator here")
 
     monkeypatch.setattr(envs, "make", broken)

@@ -5,7 +5,8 @@
     contradicted   the interval excludes every effect that matters: it lies short of the smallest one, be that among the
                    negligible effects or beyond "no effect" the other way
     inconclusive   neither: says how many seeds would probably settle it
-    untested       this tier cannot judge it, or its runs are not all there: an incomplete set could be cherry-picked
+    untested       this tier cannot judge it, or its runs are not all there: an incomplete set could be cherry-picked;
+                   or it is an argument that no experiment can judge
 
 A claim of equality is supported if the interval lies inside the region of negligible effects, contradicted if outside.
 Source: ours (design section 6).
@@ -22,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from dynarep import fingerprint, records, stats
-from dynarep.experiment import Experiment, Job, checkout
-from dynarep.schema import TIERS, Claim, Measured
+from dynarep.experiment import Experiment, Job
+from dynarep.files import checkout
+from dynarep.schema import TIERS, Argument, Claim, Measured
 
 ALPHA = 0.05  # family-wise, two-sided
 
@@ -50,8 +52,8 @@ class Verdict:
     planned: int
     unit: str
     direction: str
-    no_effect: float
-    smallest: float
+    no_effect: float | None
+    smallest: float | None
     why: str
     reason: str
     published: str
@@ -86,14 +88,7 @@ class _Arm:
     values: list[np.ndarray]
     folders: list[str]
     diverged: int
-    code: set[tuple[str, str]]
-
-
-def _jobs(experiment: Experiment, claim: Claim, tier: str) -> list[Job]:
-    group = experiment.judging_group(claim, tier)
-    jobs = [job for job in experiment.jobs(tier) if job.group == group]
-    wanted = claim.contrast.tasks or tuple(dict.fromkeys(job.task for job in jobs))
-    return [job for job in jobs if job.task in wanted]
+    code: set[tuple[str, str, str]]  # agent, fingerprint, lock
 
 
 def _arm(jobs: Sequence[Job], side: Measured, results: Path) -> _Arm:
@@ -107,16 +102,17 @@ def _arm(jobs: Sequence[Job], side: Measured, results: Path) -> _Arm:
         for seed, folder in zip(job.seeds, job.folders(), strict=True):
             try:
                 record = records.read(results / folder, job.config, seed)
+                value = record.last(side.metric)
             except records.RecordError as error:
                 absent.append(str(error))
                 continue
-            value = record.last(side.metric)
             if not math.isfinite(value):
                 arm.diverged += 1
                 value = math.nan if side.worst is None else side.worst
             per_task.setdefault(job.task, []).append(value)
             arm.folders.append(str(folder))
-            arm.code.add((record.manifest["code"]["fingerprint"], record.manifest["lock"]))
+            code = record.manifest["code"]["fingerprint"]
+            arm.code.add((job.config.agent.name, code, record.manifest["lock"]))
     if absent:
         found = len(arm.folders)
         raise _MissingRunsError(f"{found} of {found + len(absent)} runs of '{side.variant}' are there. {absent[0]}")
@@ -135,12 +131,12 @@ def _estimate(claim: Claim, of: _Arm, to: _Arm | None, tasks: Sequence[int], nul
     return function(left, right, null, key)
 
 
-def judge(experiment: Experiment, claim: Claim, tier: str, results: Path) -> Verdict:
-    """Judge one claim at one tier, without the correction for multiplicity (see `judge_all`)."""
-    role = claim.tiers.get(tier, "untested")  # type: ignore[call-overload]
-    jobs = _jobs(experiment, claim, tier) if role != "untested" else []
-    tasks = list(dict.fromkeys(job.task for job in jobs))
-    verdict = Verdict(
+def _blank(experiment: Experiment, claim: Claim | Argument, tier: str) -> Verdict:
+    """Return the verdict before anything is measured: untested."""
+    judged = claim if isinstance(claim, Claim) else None
+    role = judged.tiers.get(tier, "untested") if judged else "not empirical"  # type: ignore[call-overload]
+    jobs = experiment.judging_jobs(judged, tier) if judged and role != "untested" else []
+    return Verdict(
         claim=claim.id,
         paper=experiment.spec.paper,
         experiment=experiment.spec.id,
@@ -157,35 +153,47 @@ def judge(experiment: Experiment, claim: Claim, tier: str, results: Path) -> Ver
         p_holm=None,
         n=0,
         planned=len({seed for job in jobs for seed in job.seeds}),
-        unit=claim.unit,
-        direction=claim.direction,
-        no_effect=claim.no_effect,
-        smallest=claim.smallest,
+        unit=judged.unit if judged else "",
+        direction=judged.direction if judged else "",
+        no_effect=judged.no_effect if judged else None,
+        smallest=judged.smallest if judged else None,
         why=claim.why,
         reason="",
         published=claim.published,
         source=claim.source,
-        tasks=tasks,
+        tasks=list(dict.fromkeys(job.task for job in jobs)),
     )
-    if role == "untested":
+
+
+def judge(experiment: Experiment, claim: Claim | Argument, tier: str, results: Path) -> Verdict:
+    """Judge one claim at one tier, without the correction for multiplicity (see `judge_all`)."""
+    verdict = _blank(experiment, claim, tier)
+    if isinstance(claim, Argument):
+        return replace(verdict, reason=f"not empirical: {claim.why}")
+    if verdict.role == "untested":
         able = [name for name in TIERS if claim.tiers.get(name, "untested") != "untested"]  # type: ignore[call-overload]
-        return replace(verdict, reason=f"this tier cannot judge it; {', '.join(able)} can" if able else "not empirical")
+        which = f"{', '.join(able)} can" if able else "no tier can"
+        return replace(verdict, reason=f"this tier cannot judge it; {which}")
+    jobs, tasks = experiment.judging_jobs(claim, tier), verdict.tasks
     sides = [side for side in (claim.contrast.of, claim.contrast.to) if side]
     try:
         arms = [_arm(jobs, side, results) for side in sides]
     except _MissingRunsError as missing:
         return replace(verdict, reason=str(missing))
+    for arm in arms:
+        units = [claim.contrast.units.get(task, 1.0) for task in tasks]
+        arm.values = [values / unit for values, unit in zip(arm.values, units, strict=True)]
     of, to = arms[0], arms[1] if len(arms) > 1 else None
     code = set().union(*(arm.code for arm in arms))
+    parts = {(job.config.agent.name, fingerprint.of_parts(job.config.agent, job.config.protocol)) for job in jobs}
     verdict = replace(
         verdict,
         runs=list(dict.fromkeys(folder for arm in arms for folder in arm.folders)),
         diverged=sum(arm.diverged for arm in arms),
-        stale=code
-        != {(fingerprint.of_parts(jobs[0].config.agent, jobs[0].config.protocol), fingerprint.of_lock(checkout()))},
+        stale=code != {(*part, fingerprint.of_lock(checkout())) for part in parts},
     )
-    if len(code) > 1:
-        return replace(verdict, reason=f"its runs were made by {len(code)} different versions of the code or packages")
+    if len(code) > len(parts) or len({lock for _, _, lock in code}) > 1:
+        return replace(verdict, reason="its runs were made by different versions of the code or packages")
     if any(not np.isfinite(values).all() for arm in arms for values in arm.values):
         return replace(
             verdict,

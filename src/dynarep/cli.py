@@ -1,4 +1,4 @@
-"""The command line: list | plan | train | figure | claims | report.
+"""The command line: list | plan | train | figure | claims | report | bench.
 
 Bad input ends with one message and exit code 2; nothing is written. Simulators, PyTorch and matplotlib are imported by
 the commands that need them, so that the rest answers at once.
@@ -10,7 +10,7 @@ import json as jsonlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +23,8 @@ from tyro.conf import arg
 from dynarep import plan as planning
 from dynarep.envs import EnvError
 from dynarep.errors import UserError, unknown
-from dynarep.experiment import Experiment, Job, find, home, load_all, tier_file
+from dynarep.experiment import Experiment, Job, find, load_all, span
+from dynarep.files import home, tier_file
 from dynarep.schema import TIERS
 
 TierArg = Annotated[str, arg(help=f"budget: {', '.join(TIERS)}")]
@@ -102,32 +103,33 @@ def plan(
     tier: TierArg = "ci",
     paper: Annotated[str | None, arg(metavar="NAME", help="only this paper: madtd, ftfl, beyond")] = None,
     experiment: Annotated[str | None, arg(metavar="NAME", help="only this experiment, e.g. R1")] = None,
+    seeds_per_job: Annotated[int | None, arg(metavar="N", help="as if so many seeds were trained together")] = None,
     results: ResultsArg = None,
     json: JsonArg = False,
 ) -> None:
     """Show what a tier would run, what is there already, and what the rest costs."""
     purpose = tier_file(tier).purpose
-    rows = planning.costs(_selected(paper, experiment), tier, _results(results))
+    if seeds_per_job is not None and seeds_per_job < 1:
+        raise UserError(f"--seeds-per-job {seeds_per_job}: at least 1.")
+    rows = planning.costs(_selected(paper, experiment), tier, _results(results), seeds_per_job)
     if json:
         _print_json([row.data() for row in rows])
         return
     table = Table(title=f"tier {tier}: {purpose}", title_justify="left", title_style="bold")
-    for name in ("experiment", "jobs", "runs", "there", "agent steps", "updates", "core-hours left", "of", "disk MiB"):
+    columns = ("experiment", "jobs", "runs", "there", "agent steps", "updates", "core-hours left", "of", "disk MiB")
+    for name in (*columns, "peak MiB"):
         table.add_column(name, justify="left" if name == "experiment" else "right")
-    for r in rows:
+    for r in (*rows, planning.total(rows)):
+        if not r.paper:
+            table.add_section()
         table.add_row(
-            f"{r.paper}_{r.experiment}", f"{r.jobs:,}", f"{r.runs:,}", f"{r.present:,}", f"{r.agent_steps:,}",
-            f"{r.updates:,}", f"{r.cpu_hours:.2f}", f"{r.cpu_hours_all:.2f}", f"{r.disk_mib:.1f}",
+            f"{r.paper}_{r.experiment}".removeprefix("_"), f"{r.jobs:,}", f"{r.runs:,}", f"{r.present:,}",
+            f"{r.agent_steps:,}", f"{r.updates:,}", f"{r.cpu_hours:,.2f}", f"{r.cpu_hours_all:,.2f}",
+            f"{r.disk_mib:.1f}", f"{r.peak_mib:,.0f}",
         )  # fmt: skip
-    table.add_section()
-    table.add_row(
-        "all", f"{sum(r.jobs for r in rows):,}", f"{sum(r.runs for r in rows):,}", f"{sum(r.present for r in rows):,}",
-        f"{sum(r.agent_steps for r in rows):,}", f"{sum(r.updates for r in rows):,}",
-        f"{sum(r.cpu_hours for r in rows):.2f}", f"{sum(r.cpu_hours_all for r in rows):.2f}",
-        f"{sum(r.disk_mib for r in rows):.1f}",
-    )  # fmt: skip
     console = _console()
     console.print(table)
+    console.print("Peak: the largest job's memory. ", style="dim", end="")
     console.print(f"Costs are estimates. {planning.rates()['source'].strip()}", style="dim")
 
 
@@ -177,28 +179,62 @@ def find_job(experiment: Experiment, variant: str, task: str, seeds: str, tier: 
 
 
 def train(
-    experiment: Annotated[str, arg(help="e.g. R1")],
-    variant: Annotated[str, arg(help="arm of the experiment, see `dynarep list`")],
-    task: Annotated[str, arg(help="e.g. walker-walk")],
-    seeds: Annotated[str, arg(help="e.g. 0-4 or 0,2,5-7; trained together in one process")],
+    experiment: Annotated[str | None, arg(metavar="NAME", help="e.g. R1")] = None,
+    variant: Annotated[str | None, arg(metavar="NAME", help="arm of the experiment, see `dynarep list`")] = None,
+    task: Annotated[str | None, arg(metavar="NAME", help="e.g. walker-walk")] = None,
+    seeds: Annotated[str | None, arg(metavar="SEEDS", help="e.g. 0-4 or 0,2,5-7; trained together")] = None,
     tier: TierArg = "ci",
     runs: Annotated[str | None, arg(metavar="NAME", help="group of runs, where a tier has several")] = None,
+    job: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        arg(metavar="PLACE", help="instead of the five: experiment/runs/variant/task/seeds; may be repeated"),
+    ] = (),
     results: ResultsArg = None,
     redo: Annotated[bool, arg(help="replace runs that exist")] = False,
 ) -> None:
-    """Train one job by hand: a block of seeds of one variant on one task. The DAG calls the same command."""
-    job = find_job(find(load_all(), experiment), variant, task, seeds, tier, runs)
+    """Train a job by hand, a block of seeds of one variant on one task, or several. The DAG calls the same command."""
+    jobs = chosen_jobs({"experiment": experiment, "variant": variant, "task": task, "seeds": seeds}, tier, runs, job)
     from dynarep import run  # PyTorch
 
-    name = f"{job.experiment} {job.variant} {job.task} seeds {seeds}"
-    try:
-        with _progress(name, job.config.protocol.name) as report:
-            trained = run.train(job, _results(results), report, redo)
-    except run.StoppedError as stopped:
-        print(f"\n{name}: {stopped}", file=sys.stderr)
-        raise SystemExit(130) from None
-    folder = _results(results) / job.config.folder()
-    print(f"{name}: {len(trained)} trained, {len(job.seeds) - len(trained)} already there: {folder}")
+    for each in jobs:
+        name = f"{each.experiment} {each.variant} {each.task} seeds {span(each.seeds)}"
+        try:
+            with _progress(name, each.config.protocol.name) as report:
+                trained = run.train(each, _results(results), report, redo)
+        except run.StoppedError as stopped:
+            print(f"\n{name}: {stopped}", file=sys.stderr)
+            raise SystemExit(130) from None
+        folder = _results(results) / each.config.folder()
+        print(f"{name}: {len(trained)} trained, {len(each.seeds) - len(trained)} already there: {folder}")
+
+
+def chosen_jobs(one: Mapping[str, str | None], tier: str, runs: str | None, several: Sequence[str]) -> list[Job]:
+    """Return the jobs that `dynarep train` is asked for; UserError for too few or too many options, or a bad place."""
+    given = {option: word for option, word in one.items() if word is not None}
+    missing = ", ".join(f"--{option}" for option in one if option not in given)
+    if several and (given or runs):
+        raise UserError(
+            f"--job goes without {', '.join(f'--{option}' for option in [*given, *(['runs'] if runs else [])])}."
+        )
+    if not several and missing:
+        raise UserError(
+            f"{missing}: missing. Write e.g. --experiment R1 --variant five_percent --task walker-walk --seeds 0-4, or "
+            "--job with all of it; `dynarep train --help` explains them."
+        )
+    everything = load_all()
+    if not several:
+        return [
+            find_job(find(everything, given["experiment"]), given["variant"], given["task"], given["seeds"], tier, runs)
+        ]
+    jobs = []
+    for place in several:
+        parts = place.split("/")
+        if len(parts) != 5:
+            example = "R1/accelerated/five_percent/walker-walk/0-4"
+            raise UserError(f"--job '{place}': write experiment/runs/variant/task/seeds, e.g. {example}.")
+        name, group, variant, task, seeds = parts
+        jobs.append(find_job(find(everything, name), variant, task, seeds, tier, group))
+    return jobs
 
 
 @contextmanager
@@ -317,6 +353,30 @@ def report(tier: TierArg = "ci", results: ResultsArg = None, figures: FiguresArg
     print(path)
 
 
+def bench(
+    rounds: Annotated[int, arg(help="bursts of each kernel; medians are over them")] = 9,
+    json: JsonArg = False,
+) -> None:
+    """Time the updates beside the machine's matrix-multiply rate, on one thread, about half a minute."""
+    if rounds < 1:
+        raise UserError(f"--rounds {rounds}: at least 1.")
+    from dynarep import bench as benchmarks  # PyTorch
+
+    with _progress("bench", "rounds") as report:
+        measured = benchmarks.run(rounds, lambda done, total: report(done, total, {}))
+    if json:
+        _print_json(measured)
+        return
+    table = Table(title=f"one thread, matrix products at {measured['gemm_gflops']:.0f} GFLOP/s", title_justify="left")
+    for name in ("kernel", "ms", "GFLOP", "GFLOP/s", "of the matrix-multiply rate"):
+        table.add_column(name, justify="left" if name == "kernel" else "right")
+    for row in measured["rows"]:
+        table.add_row(
+            row["name"], f"{row['ms']:.2f}", f"{row['gflop']:.3f}", f"{row['gflops']:.1f}", f"{row['efficiency']:.0%}"
+        )
+    _console().print(table)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_,
     "plan": plan,
@@ -324,6 +384,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "figure": figure,
     "claims": claims,
     "report": report,
+    "bench": bench,
 }
 
 

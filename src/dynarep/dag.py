@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from dynarep import fingerprint, plan
-from dynarep.experiment import Experiment, Job, checkout, distinct, home, load_all, span, tier_file
+from dynarep import fingerprint, plan, published
+from dynarep.configs import AgentConfig, ProtocolConfig, registry
+from dynarep.experiment import Experiment, Job, distinct, load_all, span
+from dynarep.files import checkout, home, tier_file
 
 RUNS = Path("results", "runs")
 FORMATS = ("csv", "svg", "pdf", "png")
@@ -20,20 +23,49 @@ def load(tier: str) -> tuple[list[Experiment], list[Job]]:
     return experiments, distinct([job for experiment in experiments for job in experiment.jobs(tier)])
 
 
+class Bundle(NamedTuple):
+    """Jobs that one process trains, one after the other, under one rule."""
+
+    name: str
+    jobs: Sequence[Job]
+
+
+def bundles(jobs: Sequence[Job]) -> list[Bundle]:
+    """Return the training rules: a process per job, or per so many of a group's on one task as its file or tier says.
+
+    A new arm comes last on its task: it makes a rule of its own or joins the last one, and the others stay as they are.
+    """
+    found = []
+    for place in dict.fromkeys((job.experiment, job.group, job.task) for job in jobs):
+        own = [job for job in jobs if (job.experiment, job.group, job.task) == place]
+        size = own[0].together
+        parts = [own[i : i + size] for i in range(0, len(own), size)]
+        stem = f"train_{own[0].tier}_{'_'.join(place)}"
+        names = [f"{stem}_{i}_of_{len(parts)}" for i in range(1, len(parts) + 1)]
+        found += [
+            Bundle(rule_name(part[0]) if size == 1 else name, part) for name, part in zip(names, parts, strict=True)
+        ]
+    return found
+
+
 def rule_name(job: Job) -> str:
-    """Return a readable, unique name of a training rule."""
+    """Return a readable, unique name of the rule that trains one job."""
     return f"train_{job.variant}_{job.task}_{span(job.seeds)}_{job.config.identity()[:8]}"
 
 
-def priority(job: Job) -> int:
-    """Return the seconds that a job is expected to take: the longest start first, so that none is left over alone."""
-    return int(plan.job_seconds(job))
+def priority(jobs: Iterable[Job]) -> int:
+    """Return the seconds that jobs are expected to take: the longest start first, so that none is left over alone."""
+    return int(sum(map(plan.job_seconds, jobs)))
 
 
-def arguments(job: Job) -> str:
-    """Return the arguments of `dynarep train` for a job."""
-    what = f"--experiment {job.experiment} --runs {job.group} --variant {job.variant} --task {job.task}"
-    return f"{what} --seeds {span(job.seeds)} --tier {job.tier}"
+def arguments(jobs: Sequence[Job]) -> str:
+    """Return the arguments of `dynarep train` for a job, or for several of one tier."""
+    if len(jobs) == 1:
+        (job,) = jobs
+        what = f"--experiment {job.experiment} --runs {job.group} --variant {job.variant} --task {job.task}"
+        return f"{what} --seeds {span(job.seeds)} --tier {job.tier}"
+    places = [f"{job.experiment}/{job.group}/{job.variant}/{job.task}/{span(job.seeds)}" for job in jobs]
+    return f"--tier {jobs[0].tier} " + " ".join(f"--job {place}" for place in places)
 
 
 def run_files(jobs: Iterable[Job]) -> list[str]:
@@ -47,20 +79,28 @@ def figure_files(experiment: Experiment, tier: str) -> list[str]:
     return [f"figures/{tier}/{experiment.spec.paper}/{experiment.spec.id}.{kind}" for kind in FORMATS]
 
 
-def source(experiment: Experiment) -> str:
-    """Return the experiment's file, relative to home."""
-    return str(experiment.file.relative_to(home()))
+def sources(experiment: Experiment) -> list[str]:
+    """Return the files that say what an experiment shows, relative to home."""
+    files = [experiment.file, experiment.folder / published.FILE][: 1 + experiment.spec.published]
+    return [str(file.relative_to(home())) for file in files]
 
 
-def made_by(job: Job) -> dict[str, str]:
-    """Return the parameters whose change makes a run stale: Snakemake does not see edits of imported modules."""
+def made_by(jobs: Iterable[Job]) -> dict[str, str]:
+    """Return the parameters whose change makes runs stale: Snakemake does not see edits of imported modules."""
     lock = fingerprint.of_lock(checkout())
-    return {"code": fingerprint.of_parts(job.config.agent, job.config.protocol), "lock": lock}
+    parts = {(job.config.agent.implementation, job.config.protocol.implementation): job.config for job in jobs}
+    return {"code": " ".join(fingerprint.of_parts(c.agent, c.protocol) for c in parts.values()), "lock": lock}
+
+
+def shown_code(step: str) -> list[str]:
+    """Return the modules behind figures, claims or report; of what shows them, those that hold the defaults too."""
+    defaults = [part.__module__ for kind in (AgentConfig, ProtocolConfig) for part in registry(kind).values()]
+    return fingerprint.modules(f"dynarep.{step}", *(defaults if step != "claims" else ()))
 
 
 def code(step: str) -> str:
     """Return the fingerprint of the code behind figures, claims or report, templates included."""
-    digest = hashlib.sha256(fingerprint.of_modules(fingerprint.modules(f"dynarep.{step}")).encode())
+    digest = hashlib.sha256(fingerprint.of_modules(shown_code(step)).encode())
     for template in sorted((Path(__file__).parent / step).glob("*.[!p]*")):
         if template.is_file():
             digest.update(template.read_bytes())

@@ -6,7 +6,7 @@ import difflib
 import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -28,24 +28,24 @@ def unknown(what: str, word: str, allowed: Iterable[str], then: str = "") -> Use
     return UserError(f"unknown {what} '{word}'.{nearest(word, allowed)}" + (f" {then}" if then else ""))
 
 
-def _inner_model(annotation: Any) -> type[BaseModel] | None:
-    """Find the pydantic model inside Optional, tuple, list and dict."""
+def _inner_models(annotation: Any) -> list[type[BaseModel]]:
+    """Find the pydantic models inside Optional, Annotated, tuple, list and dict."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, types.UnionType, list, tuple, dict):
-        for argument in reversed(get_args(annotation)):
-            if (found := _inner_model(argument)) is not None:
-                return found
-    return None
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, Annotated, tuple, list, dict):
+        return [model for argument in get_args(annotation) for model in _inner_models(argument)]
+    return []
 
 
 def _allowed_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that were allowed where an unknown one stands."""
-    current: type[BaseModel] | None = model
-    for part in location[:-1]:
-        if current is not None and part in current.model_fields:
-            current = _inner_model(current.model_fields[str(part)].annotation)
-    return sorted(current.model_fields) if current is not None else []
+    """Return the keys that were allowed where an unknown one stands; "~Name" chooses among several models."""
+    models = [model]
+    for part in map(str, location[:-1]):
+        if part.startswith("~"):
+            models = [inner for inner in models if inner.__name__ == part[1:]]
+        elif models and part in models[0].model_fields:
+            models = _inner_models(models[0].model_fields[part].annotation)
+    return sorted(models[0].model_fields) if models else []
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: Callable[[str], str] | str = "") -> list[str]:
@@ -55,7 +55,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: Callable[[st
     """
     lines = []
     for fault in error.errors():
-        parts = [str(part) for part in fault["loc"]]
+        parts = [str(part) for part in fault["loc"] if not str(part).startswith("~")]
         before = prefix if isinstance(prefix, str) else prefix(parts[0] if parts else "")
         path = (before + ".".join(parts)).removesuffix(".")
         if fault["type"] == "extra_forbidden":

@@ -115,10 +115,17 @@ class Net:
         seeds: the block of run seeds, S of them.
         init: kernel initialiser (rng, fan_in, fan_out) -> (fan_in, fan_out); biases start at 0, scales at 1.
         members: E, each with its own initialisation stream.
+        head: kernel initialiser of the branches' last layers, if not `init`.
     """
 
     def __init__(
-        self, name: str, branches: Mapping[str, Spec], seeds: Sequence[int], init: Initialiser, members: int = 1
+        self,
+        name: str,
+        branches: Mapping[str, Spec],
+        seeds: Sequence[int],
+        init: Initialiser,
+        members: int = 1,
+        head: Initialiser | None = None,
     ) -> None:
         self.name, self.branches, self.seeds, self.members = name, dict(branches), len(seeds), members
         self._slots: dict[str, tuple[int, tuple[int, ...]]] = {}
@@ -131,10 +138,12 @@ class Net:
         self.flat = torch.zeros(rows, width)
         self.flat.grad = torch.zeros(rows, width)
         self._bind()
+        heads = {f"{branch}/{len(spec.sizes) - 2}.kernel" for branch, spec in self.branches.items()}
         with torch.no_grad():
             for slot, (_, shape) in self._slots.items():
                 if slot.endswith("kernel"):
-                    draws = [init(stream(s, "init", name, slot, e), *shape) for s in seeds for e in range(members)]
+                    make = head if head and slot in heads else init
+                    draws = [make(stream(s, "init", name, slot, e), *shape) for s in seeds for e in range(members)]
                     self._views[slot].copy_(torch.from_numpy(np.stack(draws).astype(np.float32)))
                 elif slot.endswith("scale"):
                     self._views[slot].fill_(1.0)
@@ -212,17 +221,48 @@ def uniform_fan_in(rng: np.random.Generator, fan_in: int, fan_out: int) -> np.nd
     return rng.uniform(-limit, limit, size=(fan_in, fan_out))
 
 
+def orthogonal(gain: float) -> Initialiser:
+    """Return the initialiser of kernels whose shorter side is orthonormal, times `gain`, uniformly distributed.
+
+    The QR decomposition of a Gaussian matrix is uniform (Haar) once R's diagonal is made positive (Mezzadri 2007).
+    """
+
+    def init(rng: np.random.Generator, fan_in: int, fan_out: int) -> np.ndarray:
+        q, r = np.linalg.qr(rng.standard_normal((max(fan_in, fan_out), min(fan_in, fan_out))))
+        q *= gain * np.sign(np.diag(r))
+        return q if fan_in >= fan_out else q.T
+
+    return init
+
+
+def halves(first: Initialiser, second: Initialiser) -> Initialiser:
+    """Return the initialiser of two heads in one kernel: `first` draws the first half of the outputs."""
+
+    def init(rng: np.random.Generator, fan_in: int, fan_out: int) -> np.ndarray:
+        return np.hstack([draw(rng, fan_in, fan_out // 2) for draw in (first, second)])
+
+    return init
+
+
+class Scalar:
+    """One trained number per seed, with a gradient; each fills a row of its own, padded like a network's."""
+
+    def __init__(self, value: float, seeds: int) -> None:
+        self.seeds, self.flat = seeds, torch.full((seeds, PAD), value)
+        self.flat.grad = torch.zeros(seeds, PAD)
+
+
 class Adam:
     """Adam over one network, preceded by clipping of each seed's gradient norm.
 
     Args:
-        net: the network; its gradient matrix is consumed and cleared.
+        net: the network (or numbers); its gradient matrix is consumed and cleared.
         lr: learning rate.
         clip: largest gradient norm of a seed, over all its members and branches; None for no clipping. The gradient
             is scaled by clip / norm only where the norm reaches `clip` (`mad-td` 3.4).
     """
 
-    def __init__(self, net: Net, lr: float, clip: float | None = None) -> None:
+    def __init__(self, net: Net | Scalar, lr: float, clip: float | None = None) -> None:
         self.net, self.lr, self.clip = net, lr, clip
         self._first, self._second = torch.zeros_like(net.flat), torch.zeros_like(net.flat)
         self._steps = torch.zeros(())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,17 @@ from typing import Any
 import numpy as np
 
 from dynarep import fingerprint, records
-from dynarep.experiment import Experiment, Job, checkout, distinct, read_yaml
+from dynarep.configs import Work
+from dynarep.experiment import Experiment, Job, distinct
+from dynarep.files import checkout, read_yaml
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Sums over an experiment's runs at a tier; `present` are those that this very code made, `cpu_hours` the rest."""
+    """Sums over an experiment's runs at a tier; `present` are those that this very code made, `cpu_hours` the rest.
+
+    `peak_mib` is the largest job's memory, checkpoints included.
+    """
 
     paper: str
     experiment: str
@@ -30,6 +35,7 @@ class Cost:
     cpu_hours: float
     cpu_hours_all: float
     disk_mib: float
+    peak_mib: float
 
     def data(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -42,17 +48,43 @@ def rates() -> dict[str, Any]:
     return read_yaml(Path(__file__).with_name("rates.yaml"))
 
 
-def job_seconds(job: Job) -> float:
-    """Return the CPU seconds that a job is expected to take."""
-    table = rates()
-    obs, action, frame_ms = table["tasks"].get(job.task, table["tasks"]["default"])
-    points = np.array(table["agents"].get(job.config.agent.name, table["agents"]["default"]))
-    protocol, gflop = job.config.protocol, job.config.agent.update_flops(obs, action) / 1e9
-    nearest = np.clip(gflop, *points[[0, -1], 0])
-    update_ms = np.exp(np.interp(np.log(nearest), *np.log(points.T))) * gflop / nearest
-    frames = protocol.agent_steps() * job.config.environment.action_repeat
-    seconds = (frames * frame_ms + protocol.agent_updates() * update_ms) / 1e3
-    return float(table["job_start_s"] + len(job.seeds) * seconds)
+def _task(job: Job) -> tuple[int, int, float]:
+    """Return the size of observation and action, and the milliseconds of a frame."""
+    obs, action, frame_ms = rates()["tasks"].get(job.task, rates()["tasks"]["default"])
+    return int(obs), int(action), float(frame_ms)
+
+
+def work(job: Job) -> list[Work]:
+    """Return what one run of a job computes."""
+    obs, action, _ = _task(job)
+    return job.config.protocol.work(job.config.agent, obs, action)
+
+
+def _unit_ms(piece: Work, seeds: int) -> float:
+    """Return the milliseconds of one unit of work of a block of seeds: a share of the block, and one of each seed."""
+    table = rates()["work"].get(piece.rate, rates()["work"]["default"])
+    if not piece.gflop:
+        return float(table["block_ms"])
+    points = np.array(table["seed_ms"])
+    nearest = np.clip(piece.gflop, *points[[0, -1], 0])
+    seed_ms = np.exp(np.interp(np.log(nearest), *np.log(points.T))) * piece.gflop / nearest
+    return float(table["block_ms"] + seeds * seed_ms)
+
+
+def job_seconds(job: Job, data_there: bool = False) -> float:
+    """Return the CPU seconds that a job is expected to take; less if another job has collected its data already."""
+    frame_ms, seeds, pieces = _task(job)[2] * job.config.environment.action_repeat, len(job.seeds), work(job)
+    steps = job.config.protocol.agent_steps() - data_there * job.config.protocol.kept_steps()
+    steps += sum(piece.units for piece in pieces if piece.rate == "simulator")
+    computed = sum(piece.units * _unit_ms(piece, seeds) for piece in pieces if piece.rate != "simulator")
+    return float(rates()["job_start_s"] / job.together + (seeds * steps * frame_ms + computed) / 1e3)
+
+
+def job_mib(job: Job) -> float:
+    """Return the memory that a job is expected to take at most: MiB."""
+    obs, action, _ = _task(job)
+    numbers = job.config.protocol.memory_mib(job.config.agent, obs, action, len(job.seeds))
+    return float(rates()["process_mib"] + numbers)
 
 
 def ours(job: Job) -> tuple[str, str]:
@@ -67,13 +99,15 @@ def _made_by(folder: Path) -> tuple[str, str] | None:
     return None
 
 
-def cost(experiment: Experiment, jobs: Sequence[Job], tier: str, results: Path) -> Cost:
-    """Add up what an experiment's jobs take."""
+def cost(experiment: Experiment, jobs: Sequence[Job], tier: str, results: Path, collected: set[str]) -> Cost:
+    """Add up what an experiment's jobs take; `collected` are the data that exist by then, and grows."""
     present = runs = 0
     missing_s = all_s = 0.0
     for job in jobs:
         there = sum(_made_by(results / folder) == ours(job) for folder in job.folders())
-        seconds = job_seconds(job)
+        data = f"{job.config.environment} {job.config.protocol.kept_steps()} {job.seeds}"
+        seconds = job_seconds(job, data in collected)
+        collected.add(data)
         present, runs = present + there, runs + len(job.seeds)
         all_s += seconds
         missing_s += seconds * (1 - there / len(job.seeds))
@@ -85,14 +119,43 @@ def cost(experiment: Experiment, jobs: Sequence[Job], tier: str, results: Path) 
         runs=runs,
         present=present,
         agent_steps=sum(len(j.seeds) * j.config.protocol.agent_steps() for j in jobs),
-        updates=sum(len(j.seeds) * j.config.protocol.agent_updates() for j in jobs),
+        updates=sum(len(j.seeds) * piece.updates for j in jobs for piece in work(j)),
         cpu_hours=round(missing_s / 3600, 3),
         cpu_hours_all=round(all_s / 3600, 3),
         disk_mib=round(runs * rates()["record_kib"] / 1024, 2),
+        peak_mib=round(max(map(job_mib, jobs), default=0.0)),
     )
 
 
-def costs(experiments: Sequence[Experiment], tier: str, results: Path) -> list[Cost]:
-    """Return each experiment's cost; a run that two experiments share is counted with the first."""
+def costs(experiments: Sequence[Experiment], tier: str, results: Path, seeds_per_job: int | None = None) -> list[Cost]:
+    """Return each experiment's cost; a run that two experiments share is counted with the first.
+
+    `seeds_per_job` cuts the seeds into other blocks than the tier does.
+    """
     jobs = distinct([job for experiment in experiments for job in experiment.jobs(tier)])
-    return [cost(e, [job for job in jobs if job.experiment == e.spec.id], tier, results) for e in experiments]
+    if seeds_per_job:
+        jobs = [part for job in _whole(jobs) for part in _cut(job, seeds_per_job)]
+    collected: set[str] = set()
+    return [
+        cost(e, [job for job in jobs if job.experiment == e.spec.id], tier, results, collected) for e in experiments
+    ]
+
+
+def _whole(jobs: Sequence[Job]) -> list[Job]:
+    """Put the blocks of seeds of one configuration together."""
+    blocks: dict[tuple[str, Path], Job] = {}
+    for job in jobs:
+        place = (job.experiment, job.config.folder())
+        blocks[place] = replace(job, seeds=(*blocks[place].seeds, *job.seeds)) if place in blocks else job
+    return list(blocks.values())
+
+
+def _cut(job: Job, size: int) -> list[Job]:
+    return [replace(job, seeds=job.seeds[i : i + size]) for i in range(0, len(job.seeds), size)]
+
+
+def total(rows: Sequence[Cost]) -> Cost:
+    """Add up costs; of memory, take the largest job's."""
+    added = {f.name: sum(getattr(row, f.name) for row in rows) for f in fields(Cost) if f.type in ("int", "float")}
+    peak = max((row.peak_mib for row in rows), default=0.0)
+    return Cost(**{**added, "paper": "", "experiment": "all", "tier": rows[0].tier if rows else "", "peak_mib": peak})

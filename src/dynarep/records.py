@@ -15,13 +15,13 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -37,20 +37,31 @@ class RecordError(UserError):
     """A run folder that cannot be believed; the message says why."""
 
 
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file that is either absent or whole: temporary name, fsync, rename. UserError if it cannot be."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears whole or not at all: temporary name, fsync, rename.
+
+    What lay at `path` before stays until then. Raises UserError if it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}. Free space or choose another folder.") from None
+    finally:
         with suppress(OSError):
             temporary.unlink()
-        raise UserError(f"{path}: cannot be written: {error.strerror}. Free space or choose another folder.") from None
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file that is either absent or whole; UserError if it cannot be."""
+    with atomic_file(path) as file:
+        file.write(content)
 
 
 def check_writable(folder: Path) -> None:

@@ -10,48 +10,85 @@ from torch import Tensor
 
 
 class Replay:
-    """Transitions of S seeds in lock-step; the oldest rows are overwritten.
+    """Transitions of S seeds; the oldest rows are overwritten.
+
+    Real transitions come in lock-step, chosen ones need not. Memory is taken when it is first written: a buffer costs
+    what it holds.
 
     Args:
         fields: field name -> trailing shape, e.g. ``{"obs": (24,), "reward": ()}``.
         seeds: S.
         capacity: rows per seed.
+
+    Attributes:
+        data: field name -> (S, capacity, *shape).
+        sizes: rows that each seed has, (S,) of int64.
     """
 
     def __init__(self, fields: Mapping[str, tuple[int, ...]], seeds: int, capacity: int) -> None:
-        self.capacity, self.size, self._next = capacity, 0, 0
-        self.data = {name: torch.zeros(seeds, capacity, *shape) for name, shape in fields.items()}
+        self.capacity = capacity
+        self.data = {  # torch.zeros would write the zeros; numpy's are the system's untouched pages
+            name: torch.from_numpy(np.zeros((seeds, capacity, *shape), np.float32)) for name, shape in fields.items()
+        }
+        self.sizes, self._next = torch.zeros(seeds, dtype=torch.int64), torch.zeros(seeds, dtype=torch.int64)
         self._row = torch.arange(seeds)
 
-    def add(self, rows: Mapping[str, np.ndarray | Tensor]) -> None:
-        """Append n rows per seed, each field of shape (S, n, ...). Raises ValueError if n exceeds the capacity."""
-        n = next(iter(rows.values())).shape[1]
+    @property
+    def size(self) -> int:
+        """The rows that every seed has."""
+        return int(self.sizes.min())
+
+    def add(self, rows: Mapping[str, np.ndarray | Tensor], keep: Tensor | None = None) -> None:
+        """Append n rows per seed, or those of them that are kept.
+
+        Args:
+            rows: each field (S, n, ...).
+            keep: (S, n) of bool.
+
+        Raises:
+            ValueError: n exceeds the capacity.
+        """
+        values = {name: torch.as_tensor(rows[name], dtype=target.dtype) for name, target in self.data.items()}
+        n = next(iter(values.values())).shape[1]
         if n > self.capacity:
             raise ValueError(f"cannot add {n} rows to a buffer of {self.capacity}")
-        at = (self._next + torch.arange(n)) % self.capacity
-        for name, target in self.data.items():
-            target[:, at] = torch.as_tensor(rows[name], dtype=target.dtype)
-        self._next = (self._next + n) % self.capacity
-        self.size = min(self.size + n, self.capacity)
+        if keep is None:
+            at = (self._next.unsqueeze(1) + torch.arange(n)) % self.capacity
+            added: Tensor | int = n
+            for name, target in self.data.items():
+                target[self._row.unsqueeze(1), at] = values[name]
+        else:
+            seed, column = keep.nonzero(as_tuple=True)
+            at = (self._next.unsqueeze(1) + keep.cumsum(1) - 1)[seed, column] % self.capacity
+            added = keep.sum(1)
+            for name, target in self.data.items():
+                target[seed, at] = values[name][seed, column]
+        self._next = (self._next + added) % self.capacity
+        self.sizes = (self.sizes + added).clamp_(max=self.capacity)
 
     def rows(self, indices: Tensor) -> dict[str, Tensor]:
-        """Gather rows: `indices` (S, ...) of int64 below `size` -> each field (S, ..., *shape)."""
+        """Gather rows: `indices` (S, ...) of int64 below the seed's size -> each field (S, ..., *shape)."""
         seed = self._row.view(-1, *[1] * (indices.dim() - 1))
         return {name: values[seed, indices] for name, values in self.data.items()}
 
-    def state(self) -> dict[str, Tensor | int]:
-        """Return what a checkpoint needs."""
-        return {"size": self.size, "next": self._next} | {
-            f"data/{k}": v[:, : self.size].clone() for k, v in self.data.items()
-        }
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint needs: the rows that are filled, and where the next one goes."""
+        most = int(self.sizes.max())
+        rows = {f"data/{name}": values[:, :most].clone() for name, values in self.data.items()}
+        return {"sizes": self.sizes.clone(), "next": self._next.clone()} | rows
 
-    def load(self, state: Mapping[str, Tensor | int]) -> None:
+    def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore `state()`."""
-        self.size, self._next = int(state["size"]), int(state["next"])
+        self.sizes, self._next = state["sizes"].clone(), state["next"].clone()
         for name, target in self.data.items():
-            target[:, : self.size] = torch.as_tensor(state[f"data/{name}"])
+            rows = state[f"data/{name}"]
+            target[:, : rows.shape[1]] = rows
 
 
-def draw(generators: Sequence[np.random.Generator], size: int, shape: tuple[int, ...]) -> Tensor:
-    """Draw uniform row indices below `size` with replacement, (S, *shape), each seed from its own generator."""
-    return torch.from_numpy(np.stack([g.integers(size, size=shape) for g in generators]))
+def draw(generators: Sequence[np.random.Generator], size: int | Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Draw uniform row indices with replacement, (S, *shape), each seed from its own generator.
+
+    `size` says how many rows there are to choose from, for all seeds alike or for each.
+    """
+    sizes = [size] * len(generators) if isinstance(size, int) else size
+    return torch.from_numpy(np.stack([g.integers(n, size=shape) for g, n in zip(generators, sizes, strict=True)]))

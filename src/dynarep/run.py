@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import importlib
-import io
 import os
 import resource
 import signal
@@ -27,11 +26,14 @@ from typing import Any
 import torch
 
 from dynarep import __version__, fingerprint, records
+from dynarep.cache import cached_in
 from dynarep.errors import UserError
-from dynarep.experiment import Job, checkout, span
+from dynarep.experiment import Job, span
+from dynarep.files import checkout
 from dynarep.protocols import Protocol, Row
 
-CHECKPOINT_SECONDS = 60.0  # ours: at most this much work is lost to a kill
+CHECKPOINT_SECONDS = 60.0  # ours: a kill loses at most this much work,
+SAVES_APART = 50.0  # or this many times what a save takes: one may write gigabytes, all together 2 % of the time
 Report = Callable[[int, int, dict[str, float]], None]
 
 
@@ -95,23 +97,25 @@ def _train(job: Job, results: Path, seeds: list[int], report: Report) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     started, cpu = time.perf_counter(), time.process_time()
-    protocol = _build(job, seeds)
+    with cached_in(results / ".transitions"):  # arms of one task start from the same random transitions
+        protocol = _build(job, seeds)
     checkpoint = results / job.config.folder() / f".seeds={span(seeds)}.checkpoint"
     history = _resume(protocol, job, seeds, checkpoint)
     with _stop_requested() as stop:
-        saved = time.monotonic()
+        due = time.monotonic() + CHECKPOINT_SECONDS
         while protocol.done < protocol.total:
             now = protocol.advance()
             report(protocol.done, protocol.total, now)
-            stopping = bool(stop)
-            if stopping or (time.monotonic() - saved > CHECKPOINT_SECONDS and protocol.done < protocol.total):
+            stopping, begun = bool(stop), time.monotonic()
+            if protocol.done < protocol.total and (stopping or begun > due):
                 spent = {"wall_s": time.perf_counter() - started, "cpu_s": time.process_time() - cpu}
                 _save(protocol, job, seeds, checkpoint, [*history, {"stopped_at": protocol.done, **spent}])
                 saved = time.monotonic()
-            if stopping and protocol.done < protocol.total:
-                raise StoppedError(
-                    f"stopped at {protocol.done} of {protocol.total}; the same command continues from there"
-                )
+                due = saved + max(CHECKPOINT_SECONDS, SAVES_APART * (saved - begun))
+                if stopping:
+                    raise StoppedError(
+                        f"stopped at {protocol.done} of {protocol.total}; the same command continues from there"
+                    )
     cost = {
         "wall_s": round(time.perf_counter() - started, 3),
         "cpu_s": round(time.process_time() - cpu, 3),
@@ -166,12 +170,14 @@ def _mark(job: Job, seeds: list[int]) -> dict[str, Any]:
 
 def _save(protocol: Protocol, job: Job, seeds: list[int], path: Path, history: list[dict[str, Any]]) -> None:
     rows = [[tuple(row) for row in per_seed] for per_seed in protocol.metrics.rows]
-    buffer = io.BytesIO()
-    torch.save(
-        {"mark": _mark(job, seeds), "done": protocol.done, "rows": rows, "history": history, "state": protocol.state()},
-        buffer,
-    )
-    records.atomic_write(path, buffer.getvalue())
+    content = {"mark": _mark(job, seeds), "done": protocol.done, "rows": rows, "history": history}
+    with records.atomic_file(path) as file:
+        try:
+            torch.save(content | {"state": protocol.state()}, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # the disk is full; PyTorch says "unexpected pos"
+                raise error.__context__ from None
+            raise
 
 
 def _resume(protocol: Protocol, job: Job, seeds: list[int], path: Path) -> list[dict[str, Any]]:
@@ -179,7 +185,7 @@ def _resume(protocol: Protocol, job: Job, seeds: list[int], path: Path) -> list[
     if not path.exists():
         return []
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, weights_only=True, mmap=True)
         same = saved["mark"] == _mark(job, seeds)
     except Exception as error:  # a torn or foreign file: whatever is wrong with it, starting over is right
         print(f"{path}: not a usable checkpoint ({type(error).__name__}); starting over.", file=sys.stderr)

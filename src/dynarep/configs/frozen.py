@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from dynarep.configs import ProtocolConfig, hp
+from dynarep.configs import AgentConfig, ProtocolConfig, Work, hp
 
 
 class FrozenConfig(ProtocolConfig):
@@ -12,6 +12,7 @@ class FrozenConfig(ProtocolConfig):
 
     name = "frozen"
     implementation = "dynarep.protocols.frozen:Frozen"
+    agents = frozenset({"mad_td"})
     budget = frozenset({"transitions", "held_out", "updates", "measure_at"})
 
     metrics = frozenset(
@@ -43,6 +44,6 @@ class FrozenConfig(ProtocolConfig):
         """Return collected steps and one simulator step per held-out state and measurement."""
         return self.transitions + self.held_out * (1 + len({0, *self.measure_at, self.updates}))
 
-    def agent_updates(self) -> int:
-        """Return critic updates."""
-        return self.updates
+    def work(self, agent: AgentConfig, obs_size: int, action_size: int) -> list[Work]:
+        """Return critic updates, and those of actor and model that come with them."""
+        return [agent.update_work(self.updates, obs_size, action_size)]

@@ -57,3 +57,10 @@ class MadTDConfig(AgentConfig):
         actor = 2 * w * w + w * action_size
         encoder = obs_size * w + w * w
         return 2.0 * self.batch_size * (7 * critic + 5 * actor + 2 * encoder)
+
+    def parameters(self, obs_size: int, action_size: int) -> int:
+        """Return the numbers in encoder, model, twin critics with targets, and actor."""
+        w, za = self.width, self.width + action_size
+        encoder, model = obs_size * w + w * w, 2 * za * w + 3 * w * w
+        critics = 2 * (za * w + w * w + w * self.bins)
+        return encoder + model + 2 * critics + 2 * w * w + w * action_size

@@ -1,13 +1,26 @@
-"""Real transitions of a random policy, seeded and counted."""
+"""Real transitions of a random policy, seeded and counted.
+
+The arms of an experiment that differ in the agent alone meet the same data, each in a process of its own. So `collect`
+asks a store first, if `kept_in` names one: the simulator runs for the first arm, and the others read what it left.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
+from dynarep import envs
+from dynarep.configs import EnvironmentConfig
 from dynarep.envs import Env, Snapshot
 from dynarep.streams import integer, stream
+
+FIELDS = ("obs", "action", "reward", "next_obs", "terminated", "ended")
+Arrays = dict[str, Any]  # of numpy arrays
 
 
 @dataclass
@@ -28,6 +41,51 @@ class Transitions:
 
     def __len__(self) -> int:
         return len(self.reward)
+
+
+class Store(Protocol):
+    """Arrays by what they are; `dynarep.cache` has one that keeps files."""
+
+    def find(self, what: Mapping[str, Any]) -> Arrays | None:
+        """Return the arrays, byte for byte what `keep` was given, or None."""
+
+    def keep(self, what: Mapping[str, Any], arrays: Arrays) -> None:
+        """Remember them."""
+
+
+_store: ContextVar[Store | None] = ContextVar("store", default=None)
+
+
+@contextmanager
+def kept_in(store: Store | None) -> Iterator[None]:
+    """Let `collect` use a store within this context; None for none."""
+    token = _store.set(store)
+    try:
+        yield
+    finally:
+        _store.reset(token)
+
+
+def collect(environment: EnvironmentConfig, seeds: Sequence[int], steps: int) -> list[Transitions]:
+    """Return each seed's random transitions; the environment is made only if one of them is not in the store.
+
+    Args:
+        environment: the task.
+        seeds: the run seeds.
+        steps: agent steps of each.
+    """
+    store, env, collected = _store.get(), None, []
+    for seed in seeds:
+        what = {"environment": environment.model_dump(mode="json"), "seed": seed, "steps": steps}
+        arrays = store.find(what) if store else None
+        if arrays is None or set(arrays) != {*FIELDS} or any(a.shape[:1] != (steps,) for a in arrays.values()):
+            env = env or envs.from_config(environment)
+            data = random_transitions(env, seed, steps)
+            arrays = {name: getattr(data, name) for name in FIELDS}
+            if store:
+                store.keep(what, arrays)
+        collected.append(Transitions(**arrays))
+    return collected
 
 
 def random_transitions(env: Env, seed: int, steps: int, snapshots: bool = False) -> Transitions:

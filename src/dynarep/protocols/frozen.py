@@ -22,7 +22,7 @@ from dynarep.agents.mad_td import MadTD
 from dynarep.configs import AgentConfig, EnvironmentConfig, ProtocolConfig
 from dynarep.configs.frozen import FrozenConfig
 from dynarep.configs.mad_td import MadTDConfig
-from dynarep.diagnostics import on_policy_step, td_error
+from dynarep.diagnostics.td import on_policy_step, td_error
 from dynarep.protocols import Metrics, Protocol
 from dynarep.protocols.collect import Transitions, random_transitions
 from dynarep.replay import Replay, draw
@@ -43,7 +43,7 @@ class Frozen(Protocol):
         self.config, self.seeds = protocol, list(seeds)
         self.metrics, self.total = Metrics(self.seeds), protocol.updates
         self._milestones = sorted({*protocol.measure_at, protocol.updates})
-        self.env = envs.make(environment.suite, environment.task, environment.action_repeat, environment.reward_scale)
+        self.env = envs.from_config(environment)
         self._collect()
         self.agent = MadTD(agent, self.env.obs_size, self.env.action_size, self.seeds)
         self._ceiling = environment.action_repeat * environment.reward_scale / (1 - agent.discount)

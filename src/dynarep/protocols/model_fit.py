@@ -2,7 +2,7 @@
 
     collect N transitions of a random policy; a share of them is never trained on
     repeat:  one of MBPO's chunks on the rest (split, normalisers, gradient steps, elites)      `Ensemble.train_chunk`
-             reward and state prediction on the transitions never seen, in raw units            `measure`
+             reward, state and variance on the transitions never seen, in raw units             `measure`
 
 It isolates the model from the policy that learns from it: what a wrong reward model does next is another question.
 """
@@ -15,17 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from dynarep import envs
-from dynarep.agents.mbpo import Ensemble
+from dynarep.agents.ensemble import EVEN, FIELDS, Ensemble
 from dynarep.configs import AgentConfig, EnvironmentConfig, ProtocolConfig
 from dynarep.configs.mbpo import EnsembleConfig
 from dynarep.configs.model_fit import ModelFitConfig
-from dynarep.diagnostics import reward_fit
+from dynarep.diagnostics import model
 from dynarep.protocols import Metrics, Protocol
-from dynarep.protocols.collect import random_transitions
+from dynarep.protocols.collect import collect
 from dynarep.streams import stream
-
-EVEN = 32  # rows evaluated together are a multiple of this, see nets.py on block invariance
 
 
 class ModelFit(Protocol):
@@ -39,56 +36,39 @@ class ModelFit(Protocol):
         self.config, self.seeds = protocol, list(seeds)
         self.metrics, self.total = Metrics(self.seeds), protocol.updates
         self.repeat = environment.action_repeat
-        env = envs.make(environment.suite, environment.task, environment.action_repeat, environment.reward_scale)
-        self._collect(env)
-        self.ensemble = Ensemble(agent, env.obs_size, env.action_size, self.seeds)
+        self._milestones = {*protocol.measure_at, protocol.updates}
+        self._collect(environment)
+        obs, action = (self.training[name].shape[-1] for name in ("obs", "action"))
+        self.ensemble = Ensemble(agent, obs, action, self.seeds)
 
-    def _collect(self, env: envs.Env) -> None:
-        """Split each seed's transitions at random into a part for fitting and a part for judging."""
+    def _collect(self, environment: EnvironmentConfig) -> None:
+        """Split each seed's transitions at random: rows for fitting, rows never seen, as many of the former again."""
         n = self.config.transitions
         judged = max(EVEN, int(n * self.config.evaluation) // EVEN * EVEN)
-        parts: tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]] = ([], [])
-        for seed in self.seeds:
-            data = random_transitions(env, seed, n)
+        parts: list[list[dict[str, np.ndarray]]] = [[], [], []]
+        for seed, data in zip(self.seeds, collect(environment, self.seeds, n), strict=True):
             order = stream(seed, "evaluation split").permutation(n)
-            for part, index in zip(parts, (np.sort(order[judged:]), np.sort(order[:judged])), strict=True):
-                fields = {"obs": data.obs, "action": data.action, "reward": data.reward, "next_obs": data.next_obs}
-                part.append({name: values[index] for name, values in fields.items()})
-        self.training, self.evaluation = (
-            {name: torch.from_numpy(np.stack([rows[name] for rows in part])) for name in part[0]} for part in parts
+            for part, index in zip(parts, (order[judged:], order[:judged], order[judged : 2 * judged]), strict=True):
+                part.append({name: getattr(data, name)[np.sort(index)] for name in FIELDS})
+        self.training, self.evaluation, self.in_sample = (
+            {name: torch.from_numpy(np.stack([rows[name] for rows in part])) for name in FIELDS} for part in parts
         )
 
     def advance(self) -> dict[str, float]:
-        """Fit one chunk and measure."""
+        """Fit one chunk and measure, if it is time."""
         chunk = self.done // self.config.chunk
         steps = min(self.config.chunk, self.total - self.done)
         self.ensemble.train_chunk(self.training, [stream(s, "model chunk", chunk) for s in self.seeds], steps)
         self.done += steps
-        self.measure()
-        return {"reward error / variance": float(np.median(self.metrics.latest("reward/nmse")))}
+        if not self.config.measure_at or self.done in self._milestones:
+            self.measure()
+        measured = self.metrics.latest("reward/nmse")
+        return {"reward error / variance": float(np.median(measured))} if measured else {}
 
-    @torch.no_grad()
     def measure(self) -> None:
-        """Record reward and state prediction on unseen transitions: mean over elites, and samples, in raw units."""
-        data, ensemble = self.evaluation, self.ensemble
-        prediction = ensemble.predict(data["obs"], data["action"])
-        _, sampled = ensemble.sample(data["obs"], data["action"], [stream(s, "measure", self.done) for s in self.seeds])
-        values: dict[str, list[float]] = {}
-        for i in range(len(self.seeds)):
-            elites = ensemble.elites[i]
-            real = data["reward"][i].numpy()
-            fit = reward_fit(prediction.reward[i, elites].double().mean(0).numpy(), real)
-            spread = float(np.std(real.astype(np.float64)))
-            fit["sampled_sd_ratio"] = float(sampled[i].double().std(correction=0)) / spread if spread else float("nan")
-            following = data["next_obs"][i].double()
-            error = (prediction.next_obs[i, elites].double().mean(0) - following).square().mean(0)
-            variance = following.var(0, correction=0)
-            varied = variance > 0
-            state = {"nmse": float((error[varied] / variance[varied]).mean())}
-            for metric, value in [(f"reward/{k}", v) for k, v in fit.items()] + [
-                (f"state/{k}", v) for k, v in state.items()
-            ]:
-                values.setdefault(metric, []).append(value)
+        """Record what the model knows of the transitions never seen, and of as many that it was fitted to."""
+        generators = [stream(s, "measure", self.done) for s in self.seeds]
+        values = model.report(self.ensemble, self.evaluation, generators, self.in_sample)
         values["diverged"] = [float(not np.isfinite(v)) for v in values["reward/mse"]]
         n = self.config.transitions
         self.metrics.add(n, n * self.repeat, self.done, values)

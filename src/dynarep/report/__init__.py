@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from dynarep import __version__, dag, records
+from dynarep import __version__, dag, plan, records
 from dynarep.errors import UserError
-from dynarep.experiment import Experiment, Job, span, tier_file
+from dynarep.experiment import Experiment, Job, plain, span
+from dynarep.files import tier_file
 from dynarep.schema import TIERS, Claim, Group
 
 if TYPE_CHECKING:  # imports PyTorch
@@ -46,7 +47,7 @@ def build(
         UserError: unknown tier, or a figure that cannot be read.
     """
     read = _Reader(results)
-    claims = {claim.id: claim for e in experiments for claim in e.spec.claims}
+    claims = {claim.id: claim for e in experiments for claim in e.spec.judged()}
     sections = [_section(e, tier, {v.claim: v for v in verdicts}, read, figures) for e in experiments]
     return _template().render(
         tier=tier,
@@ -164,6 +165,7 @@ def _arm(label: str, jobs: Sequence[Job], read: _Reader) -> dict[str, Any]:
         "label": label,
         "job": jobs[0],
         "folder": jobs[0].config.folder(),
+        "updates": sum(piece.updates for piece in plan.work(jobs[0])),
         "planned": len(planned),
         "found": len(found),
         "missing": _seeds(set(planned) - {run.seed for run in found}),
@@ -190,6 +192,7 @@ def _section(
     groups = [(name, [j for j in jobs if j.group == name]) for name in dict.fromkeys(job.group for job in jobs)]
     settings = [(arm, arm.environment | arm.agent | arm.protocol) for arm in spec.variants.values()]
     set_by_arms = {key for _, own in settings for key in own}
+    settings = [(arm, ({"agent": arm.algorithm} if arm.algorithm else {}) | own) for arm, own in settings]
     path = figures / tier / spec.paper / f"{spec.id}.svg"
     return {
         "experiment": experiment,
@@ -198,16 +201,22 @@ def _section(
         "absent_at": [name for name in TIERS if name not in experiment.tiers()],
         "judged": [(claim, judged.get(claim.id)) for claim in spec.claims],
         "cells": [_arm(spec.variants[variant].label, of_arm, read) for (variant, _), of_arm in arms.items()],
-        "arms": [(arm.label, {k: _plain(v) for k, v in own.items()}) for arm, own in settings],
+        "arms": [(arm.label, {k: plain(v) for k, v in own.items()}) for arm, own in settings],
         "groups": [
-            (name, spec.runs[name], _changes(spec.runs[name], tier, group, set_by_arms)) for name, group in groups
+            (
+                name,
+                spec.runs[name],
+                experiment.agents(spec.runs[name]),
+                _changes(spec.runs[name], tier, own, set_by_arms),
+            )
+            for name, own in groups
         ],
         "image": _image(path),
         "alt": _alt(experiment, tier, jobs),
         "csv": f"{figures.name}/{tier}/{spec.paper}/{spec.id}.csv",
         "target_command": f"snakemake --cores 2 {experiment.key}" + ("" if tier == "ci" else f" --config tier={tier}"),
         "figure_command": f"dynarep figure --experiment {spec.id} --tier {tier}",
-        "train": [f"dynarep train {dag.arguments(job)}" for job in jobs],
+        "train": [f"dynarep train {dag.arguments([job])}" for job in jobs],
     }
 
 
@@ -228,38 +237,33 @@ def _image(path: Path) -> dict[str, Any] | None:
 
 def _alt(experiment: Experiment, tier: str, jobs: Sequence[Job]) -> str:
     spec = experiment.spec
-    panels = "; ".join(f"{panel.label} ({panel.kind})" for panel in spec.figure.panels)
+    if spec.from_defaults:
+        return f"Table {spec.id}: {spec.title} Read from the code. The caption follows; the CSV holds every cell."
     tasks = ", ".join(dict.fromkeys(job.task for job in jobs))
+    panels = "; ".join(f"{panel.label} ({panel.kind})" for panel in spec.panels)
     arms = ", ".join(spec.variants[name].label for name in dict.fromkeys(job.variant for job in jobs))
+    shows = f"A cell per task and arm: {spec.table.label}" if spec.table else f"Panels from top to bottom: {panels}"
     return (
-        f"Figure {spec.id} at the {tier} tier: {spec.title} Panels from top to bottom: {panels}. "
-        f"Columns: {tasks}. Arms: {arms}. The caption follows; the CSV holds every number."
+        f"{'Table' if spec.table else 'Figure'} {spec.id} at the {tier} tier: {spec.title} {shows}. "
+        f"Tasks: {tasks}. Arms: {arms}. The caption follows; the CSV holds every number."
     )
 
 
 def _changes(group: Group, tier: str, jobs: Sequence[Job], arms: set[str]) -> list[dict[str, Any]]:
     """Return the settings of a group's jobs that differ from the defaults, except `arms`, those that arms set."""
     budget = set(tier_file(tier).budget).union(*group.blocks(tier))
-    rows: dict[tuple[type, str], dict[str, Any]] = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}  # agents that share a field share a row
     for job in jobs:
         for part in (job.config.environment, job.config.agent, job.config.protocol):
             for key, info in type(part).model_fields.items():
-                row = {"key": key, "default": _plain(info.default), "source": info.description or "", "here": {}}
-                here = rows.setdefault((type(part), key), {**row, "by_tier": key in budget})["here"]
-                here.setdefault(_plain(getattr(part, key)), {})[job.task] = None  # a dict: tasks once, in order
+                default = plain(info.default)
+                row = {"key": key, "default": default, "source": info.description or "", "here": {}}
+                here = rows.setdefault((key, default), {**row, "by_tier": key in budget})["here"]
+                here.setdefault(plain(getattr(part, key)), {})[job.task] = None  # a dict: tasks once, in order
     changed = [
         r for r in rows.values() if r["key"] not in arms | {"suite", "task"} and set(r["here"]) != {r["default"]}
     ]
     return sorted(changed, key=lambda row: not row["by_tier"])
-
-
-def _plain(value: Any) -> str:
-    """Write a setting's value."""
-    if isinstance(value, tuple | list):
-        return ", ".join(map(_plain, value)) or "none"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # -- how it was made ----------------------------------------------------------------------------------------------
@@ -283,7 +287,7 @@ def _made(runs: Sequence[records.RunRecord]) -> dict[str, Any]:
             **{key: m.get("versions", {}).get(key) for key in parts["versions"]},
         }
         for name, value in said.items():
-            facts.setdefault(name, Counter())["not recorded" if value is None else _plain(value)] += 1
+            facts.setdefault(name, Counter())["not recorded" if value is None else plain(value)] += 1
     written = sorted(str(run.manifest.get("written", "not recorded")) for run in runs)
     return {
         "runs": len(runs),

@@ -1,4 +1,4 @@
-"""What is measured about an agent. Nothing here changes one: no gradients, no draws."""
+"""The critic's temporal-difference error on given transitions, and true outcomes of the policy's own actions."""
 
 from __future__ import annotations
 
@@ -55,40 +55,3 @@ def on_policy_step(env: Env, snapshots: list[Snapshot], actions: np.ndarray) -> 
         step = env.step(action)
         rewards[i], following[i] = step.reward, step.obs
     return rewards, following
-
-
-def reward_fit(predicted: np.ndarray, real: np.ndarray, deciles: int = 10) -> dict[str, float]:
-    """How well a model's mean rewards fit real ones, in raw reward units (`ftfl` 4.1).
-
-    Args:
-        predicted, real: (n,) mean prediction and real reward of transitions the model never saw.
-        deciles: groups of equal size by real reward; the mean of both is returned for each.
-
-    Returns:
-        mse; variance of the real rewards; nmse, their ratio (1 - R^2; 1 is "predicts the mean"); mean_ratio, mean
-        prediction over mean reward; slope of the regression of prediction on reward (1 is right, 0 is "collapsed");
-        negative, the share of predictions below zero; top_ratio, mean prediction over mean reward in the highest
-        tenth; decile/k/real and decile/k/predicted.
-    """
-    predicted, real = predicted.astype(np.float64), real.astype(np.float64)
-    variance = float(np.var(real))
-    mse = float(np.mean((predicted - real) ** 2))
-    fit = {
-        "mse": mse,
-        "variance": variance,
-        "nmse": mse / variance if variance > 0 else float("nan"),
-        "mean_real": float(np.mean(real)),
-        "mean_predicted": float(np.mean(predicted)),
-        "slope": float(np.mean((predicted - predicted.mean()) * (real - real.mean()))) / variance
-        if variance > 0
-        else float("nan"),
-        "negative": float(np.mean(predicted < 0)),
-    }
-    fit["mean_ratio"] = fit["mean_predicted"] / fit["mean_real"] if fit["mean_real"] else float("nan")
-    order = np.argsort(real, kind="stable")
-    for k, group in enumerate(np.array_split(order, deciles)):
-        fit[f"decile/{k}/real"] = float(np.mean(real[group]))
-        fit[f"decile/{k}/predicted"] = float(np.mean(predicted[group]))
-    top = fit[f"decile/{deciles - 1}/real"]
-    fit["top_ratio"] = fit[f"decile/{deciles - 1}/predicted"] / top if top else float("nan")
-    return fit

@@ -1,0 +1,214 @@
+"""Everything that can be wrong with an experiment file beyond its form: names, budgets, settings, what a claim needs.
+
+All faults of a file are found at once, each with its dotted path and what was allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from dynarep import envs, files
+from dynarep.configs import AgentConfig, PartConfig, ProtocolConfig, registry
+from dynarep.errors import explain, nearest
+from dynarep.schema import Claim, Group, Panel, ResultTable, budget_model
+
+if TYPE_CHECKING:
+    from dynarep.experiment import Experiment
+
+KINDS: tuple[tuple[str, type[PartConfig]], ...] = (("agent", AgentConfig), ("protocol", ProtocolConfig))
+
+
+def faults(experiment: Experiment) -> list[str]:
+    """Return everything wrong with a file that its schema alone cannot see."""
+    spec = experiment.spec
+    found = _task_faults(experiment)
+    for name, variant in spec.variants.items():
+        if variant.algorithm:
+            found += _unknown(f"variants.{name}.algorithm: unknown agent", [variant.algorithm], registry(AgentConfig))
+    for name, group in spec.runs.items():
+        before = len(found)
+        for word, kind in KINDS:
+            found += _unknown(f"runs.{name}.{word}: unknown {word}", [getattr(group, word)], registry(kind))
+        found += _unknown(f"runs.{name}.variants: unknown variant", group.variants or (), spec.variants)
+        if len(found) == before:
+            able = registry(ProtocolConfig)[group.protocol].agents
+            what = f"runs.{name}: protocol {group.protocol} cannot run agent"
+            found += _unknown(what, experiment.agents(group), able)
+        if len(found) == before:
+            found += _budget_faults(experiment, name, group)
+    protocols = registry(ProtocolConfig)
+    if any(group.protocol not in protocols for group in spec.runs.values()):
+        return found
+    metrics = {metric for group in spec.runs.values() for metric in protocols[group.protocol].metrics}
+    resolved = not found
+    for index, panel in enumerate(spec.panels):
+        where = f"figure.panels.{index}"
+        found += _name_faults(where, panel.variants or (), panel.needs(), experiment, metrics)
+        found += _dose_faults(experiment, where, panel)
+    if spec.table:
+        found += _table_faults(experiment, spec.table, metrics)
+    if resolved and spec.runs:
+        found += _variant_task_faults(experiment)
+    for claim in spec.judged():
+        for side in filter(None, (claim.contrast.of, claim.contrast.to)):
+            found += _name_faults(f"claims.{claim.id}", [side.variant], [side.metric], experiment, metrics)
+        found += _unknown(f"claims.{claim.id}.runs: unknown group", claim.runs, spec.runs)
+        found += _judging_faults(experiment, claim) if resolved else ()
+    return found
+
+
+def _unknown(what: str, words: Iterable[str], allowed: Iterable[str]) -> Iterator[str]:
+    names = list(allowed)
+    for word in words:
+        if word not in names:
+            yield f"{what} '{word}'.{nearest(word, names)}"
+
+
+def _name_faults(
+    where: str, variants: Sequence[str], metrics: Sequence[str], experiment: Experiment, known: set[str]
+) -> Iterator[str]:
+    yield from _unknown(f"{where}.variant: unknown variant", variants, experiment.spec.variants)
+    yield from _unknown(f"{where}.metrics: unknown metric", metrics, known)
+
+
+def _table_faults(experiment: Experiment, table: ResultTable, metrics: set[str]) -> Iterator[str]:
+    """Check the names in a table; of hyperparameters, also what the variants say they change."""
+    if table.kind == "returns":
+        yield from _name_faults("table", table.variants or (), [table.metric], experiment, metrics)
+        return
+    for word, kind in KINDS:
+        named = getattr(table, f"{word}s")
+        yield from _unknown(f"table.{word}s: unknown {word}", named, registry(kind))
+        fields = {field for name in named if name in registry(kind) for field in registry(kind)[name].model_fields}
+        for name, variant in experiment.spec.variants.items():
+            yield from _unknown(f"variants.{name}.{word}: unknown key", getattr(variant, word), fields)
+
+
+def _dose_faults(experiment: Experiment, where: str, panel: Panel) -> Iterator[str]:
+    """Check that a dose panel has doses to draw."""
+    if panel.kind != "dose":
+        return
+    variants = experiment.spec.variants
+    doses = {name: variants[name].dose for name in experiment.shown(panel) if name in variants}
+    for name, dose in doses.items():
+        if dose is None:
+            yield f"{where}.variants: '{name}' has no dose. Write 'dose:' under variants.{name}."
+        elif panel.x_scale == "log" and dose <= 0:
+            yield f"{where}.x_scale: log, but the dose of '{name}' is {dose:g}. Write a positive one, or 'linear'."
+    if not doses:
+        yield f"{where}: a dose panel needs variants with a dose. Write 'dose:' under some of variants."
+
+
+def _task_faults(experiment: Experiment) -> list[str]:
+    """Refuse a task among the settings: it would be overridden without a word."""
+    settings = {f"runs.{name}.settings": group.settings for name, group in experiment.spec.runs.items()}
+    settings |= {f"variants.{name}": variant for name, variant in experiment.spec.variants.items()}
+    return [
+        f"{place}.environment.{key}: comes from the budget. Write it under 'tasks' there."
+        for place, part in settings.items()
+        for key in part.environment
+        if key in ("suite", "task")
+    ]
+
+
+def _variant_task_faults(experiment: Experiment) -> Iterator[str]:
+    """Refuse a variant's task that no tier ever runs: a slip would leave the variant out without a word."""
+    budgets = [
+        experiment.budget(group, str(tier), index)
+        for group in experiment.spec.runs.values()
+        for tier in group.budget
+        for index in range(len(group.blocks(str(tier))))
+    ]
+    known = {task for budget in budgets for task in budget.get("tasks", ())}
+    for name, variant in experiment.spec.variants.items():
+        yield from _unknown(f"variants.{name}.tasks: in no budget:", variant.tasks or (), known)
+
+
+def _judging_faults(experiment: Experiment, claim: Claim) -> Iterator[str]:
+    """Check that every tier that is to judge a claim has the runs for it."""
+    spec, where, ran = experiment.spec, f"claims.{claim.id}", set()
+    judging = [str(tier) for tier, role in claim.tiers.items() if role != "untested"]
+    for tier in judging:
+        group = experiment.judging_group(claim, tier)
+        if group is None:
+            groups = [name for name, other in spec.runs.items() if tier in other.budget]
+            why = f"no group has runs at this tier. There are some at: {', '.join(experiment.tiers())}."
+            if groups:
+                why = f"several groups have runs at this tier. Write 'runs:' with one of: {', '.join(groups)}."
+            yield f"{where}.tiers.{tier}: {claim.tiers[tier]}, but {why}"  # type: ignore[index]
+            continue
+        jobs = [job for job in experiment.jobs(tier) if job.group == group]
+        variants = {job.variant for job in jobs}
+        sides = [side.variant for side in filter(None, (claim.contrast.of, claim.contrast.to))]
+        absent = [side for side in sides if side in set(spec.variants) - variants]
+        for side in absent:
+            yield f"{where}.variant: '{side}' is not among those of runs.{group}.{nearest(side, variants)}"
+        ran |= {job.task for job in jobs}
+        if not absent and not experiment.judging_jobs(claim, tier):
+            yield f"{where}.tiers.{tier}: no task of the claim is run by {' and '.join(dict.fromkeys(sides))} there."
+    if claim.contrast.units:
+        for task in ran & set(claim.contrast.tasks or ran) - set(claim.contrast.units):
+            yield f"{where}.contrast.units: none for '{task}'. Write one for every task that judges the claim."
+    for task in set(claim.contrast.tasks or ()) - ran if ran else ():
+        yield f"{where}.contrast.tasks: '{task}' has no runs at {', '.join(judging)}.{nearest(task, ran)}"
+
+
+def _budget_faults(experiment: Experiment, name: str, group: Group) -> list[str]:
+    """Check each tier's budget and resolve every run once."""
+    found: list[str] = []
+    agents = experiment.agents(group)
+    usable = {"tasks", "seeds", "first_seed", "seeds_per_job"} | registry(ProtocolConfig)[group.protocol].budget
+    usable |= {key for agent in agents for key in registry(AgentConfig)[agent].budget}
+    for tier, blocks in group.budget.items():
+        for index, block in enumerate(blocks):
+            where = f"runs.{name}.budget.{tier}.{index}."
+            before = len(found)
+            owner = f"not a budget key of {', '.join(agents)} and {group.protocol}"
+            found += [f"{where}{key}: {owner}.{nearest(key, usable)}" for key in block if key not in usable]
+            try:
+                budget_model().model_validate(only(block, usable))
+            except ValidationError as error:
+                found += explain(error, budget_model(), where)
+            if len(found) == before:
+                found += _run_faults(experiment, name, group, str(tier), index, where)
+    return found
+
+
+def _run_faults(experiment: Experiment, name: str, group: Group, tier: str, index: int, where: str) -> list[str]:
+    budget = experiment.budget(group, tier, index)
+    found = [f"{where}{key}: is missing." for key in ("tasks", "seeds") if not budget.get(key)]
+    for task in budget.get("tasks", ()):
+        for variant in group.variants or tuple(experiment.spec.variants):
+            try:
+                parts = experiment.parts(group, variant, budget, task)
+            except envs.EnvError as error:
+                found.append(f"{where}tasks: {error}")
+                continue
+            for section, (part, values) in parts.items():
+                budgeted = part.budget if issubclass(part, PartConfig) else ()
+                places = {
+                    f"variants.{variant}.{section}.": getattr(experiment.spec.variants[variant], section),
+                    where: only(group.blocks(tier)[index], budgeted),
+                    f"tiers/{tier}.yaml: budget.": only(files.tier_in(experiment.folder, tier).budget, budgeted),
+                    f"runs.{name}.settings.{section}.": getattr(group.settings, section),
+                }
+                try:
+                    part.model_validate(values)
+                except ValidationError as error:
+                    found += explain(error, part, partial(_place, places, where))
+    return found
+
+
+def _place(places: Mapping[str, Mapping[str, Any]], otherwise: str, key: str) -> str:
+    """Return the first place that sets a key."""
+    return next((place for place, values in places.items() if key in values), otherwise)
+
+
+def only(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Return the part of a mapping with these keys."""
+    wanted = set(keys)
+    return {key: value for key, value in values.items() if key in wanted}

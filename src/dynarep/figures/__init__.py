@@ -1,0 +1,113 @@
+"""Records -> one tidy table per figure or table -> CSV, SVG, PDF, PNG.
+
+The image is drawn from the table alone, so the CSV beside it holds every number that is seen. Same table, same bytes:
+no dates, fixed SVG identifiers.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dynarep import records
+from dynarep.experiment import Experiment, Job
+from dynarep.figures import drawing, pages, points
+
+FORMATS = ("svg", "pdf", "png")
+
+
+def table(experiment: Experiment, tier: str, results: Path) -> pd.DataFrame:
+    """Return what is shown: `points.COLUMNS`, or of a table of hyperparameters `pages.FIELDS`.
+
+    Raises:
+        UserError: it needs runs, and there are none at this tier, or none of them is there.
+    """
+    if experiment.spec.from_defaults:
+        return pages.hyperparameters(experiment)
+    return points.table(experiment, tier, results)
+
+
+def to_csv(data: pd.DataFrame) -> bytes:
+    """Return the table as CSV, nine digits."""
+    return data.to_csv(index=False, float_format="%.9g", lineterminator="\n").encode()
+
+
+def draw(experiment: Experiment, tier: str, data: pd.DataFrame, note: str) -> dict[str, bytes]:
+    """Draw a table: format -> file content."""
+    with drawing.style(f"{experiment.key} {tier}"):
+        if experiment.spec.table is None:
+            figure = drawing.figure(experiment, data, note)
+        else:
+            figure = pages.page(experiment, data, note)
+        return {kind: drawing.render(figure, kind) for kind in FORMATS}
+
+
+def write(experiment: Experiment, tier: str, results: Path, figures: Path) -> list[Path]:
+    """Make the four files of a figure or table and return their paths."""
+    folder = figures / tier / experiment.spec.paper
+    records.check_writable(folder)
+    csv = to_csv(table(experiment, tier, results))
+    data = pd.read_csv(io.BytesIO(csv))  # what the CSV says is what is drawn, to the last digit
+    files = {"csv": csv, **draw(experiment, tier, data, note(experiment, tier, data))}
+    paths = []
+    for kind, content in files.items():
+        path = folder / f"{experiment.spec.id}.{kind}"
+        records.atomic_write(path, content)
+        paths.append(path)
+    return paths
+
+
+# -- the note under the figure ------------------------------------------------------------------------------------
+
+
+def note(experiment: Experiment, tier: str, data: pd.DataFrame) -> str:
+    """Return the line under the figure: tier, seeds found of planned, reductions, whether a claim is judged."""
+    if experiment.spec.from_defaults:
+        return "Read from the code: every default, and where it comes from. The same at every tier."
+    means = data[data["seed"].isna() & (data["series"] != points.PUBLISHED)]
+    n, planned = int(means["n"].min()), int(means["planned"].max())
+    words = [f"Tier {tier}: {n} of {planned} seeds."]
+    jobs = experiment.jobs(tier)
+    shown = {variant for panel in points.panels(experiment) for variant in experiment.shown(panel)}
+    arms = {(job.task, job.variant) for job in jobs if job.variant in shown}
+    if absent := arms - set(zip(means["task"], means["variant"], strict=True)):
+        words.append(f"{len(absent)} of {len(arms)} arms have no runs yet.")
+    changed = reductions(experiment, tier)
+    words.append(f"Reduced: {', '.join(changed)}." if changed else "Full size.")
+    judging = [claim for claim in experiment.spec.judged() if claim.tiers.get(tier, "untested") != "untested"]  # type: ignore[call-overload]
+    if experiment.spec.claims and not judging:
+        words.append("No claim is judged at this tier.")
+    return " ".join(words)
+
+
+def reductions(experiment: Experiment, tier: str) -> list[str]:
+    """Return what a tier makes smaller: tasks and seeds against the paper tier, budget values against the defaults.
+
+    A value that an arm sets is the arm, not a reduction.
+    """
+    here, full = (_extent(experiment.jobs(name)) for name in (tier, "paper"))
+    words = [f"{what} {here[what]} (full size {full[what]})" for what in here if here[what] < full[what]]
+    found: dict[str, dict[Any, set[Any]]] = {}
+    for job in experiment.jobs(tier):
+        arm = experiment.spec.variants[job.variant]
+        for part, own in ((job.config.agent, arm.agent), (job.config.protocol, arm.protocol)):
+            for key in sorted(part.budget - set(own)):
+                default, value = type(part).model_fields[key].default, getattr(part, key)
+                if value != default and isinstance(value, int | float):
+                    found.setdefault(key, {}).setdefault(default, set()).add(value)
+    return words + [
+        f"{key} {'/'.join(map(str, sorted(values)))} (full size {default})"
+        for key, by_default in found.items()
+        for default, values in by_default.items()
+    ]
+
+
+def _extent(jobs: list[Job]) -> dict[str, int]:
+    """Count tasks, and the most seeds that one of their arms has."""
+    seeds: dict[tuple[str, str], int] = {}
+    for job in jobs:
+        seeds[job.task, job.variant] = seeds.get((job.task, job.variant), 0) + len(job.seeds)
+    return {"tasks": len({task for task, _ in seeds}), "seeds": max(seeds.values(), default=0)}

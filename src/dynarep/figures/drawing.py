@@ -1,0 +1,211 @@
+"""The table of a figure -> the drawing: a band per panel, a place per task.
+
+Colours are seaborn's colour-blind palette; line styles and markers say the same again. More than five tasks are
+wrapped, every panel into the same grid.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.ticker import LogFormatter, SymmetricalLogLocator
+
+from dynarep.experiment import Experiment
+from dynarep.figures.points import PUBLISHED
+from dynarep.schema import Panel
+
+MOST_COLUMNS = 5  # ours: as many tasks side by side as a page can show
+MARKERS = "osD^vP*X"
+STYLES = ["-", "--", ":", "-."]
+DOTTED = (0, (1, 1.5))
+STYLE = {
+    "svg.fonttype": "path",  # looks the same where the font is not installed
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+}
+
+
+def style(salt: str) -> Any:
+    """Return the context in which figures are made: the same `salt`, the same identifiers in an SVG."""
+    return mpl.rc_context({**STYLE, "svg.hashsalt": salt})
+
+
+def render(image: Any, kind: str) -> bytes:
+    """Return a figure as svg, pdf or png, without a date."""
+    buffer = io.BytesIO()
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}[kind]
+    image.savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()
+
+
+def figure(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
+    """Draw the panels from their points, with a title above and the note below."""
+    panels, tasks = experiment.spec.panels, list(dict.fromkeys(data["task"]))
+    sources = list(dict.fromkeys(data[data["series"] == PUBLISHED]["variant"]))
+    bands = math.ceil(len(tasks) / MOST_COLUMNS)
+    columns = math.ceil(len(tasks) / bands)
+    size = (3.3 * columns + 1.9, 2.7 * bands * len(panels) + 1.1)
+    image, grid = plt.subplots(bands * len(panels), columns, figsize=size, squeeze=False, layout="constrained")
+    for index, panel in enumerate(panels):
+        places = grid[index * bands : (index + 1) * bands].flat
+        legend: dict[str, Any] = {}
+        for place, ax in enumerate(places):
+            task = tasks[place] if place < len(tasks) else None
+            points = data[(data["panel"] == index) & (data["task"] == task)]
+            if points.empty:
+                ax.set_axis_off()
+                continue
+            _panel(ax, panel, points, experiment)
+            _published(ax, points, sources)
+            if index == 0 or bands > 1:
+                ax.set_title(task)
+            if place % columns == 0:
+                ax.set_ylabel(textwrap.fill(panel.label, 30))
+            handles, labels = ax.get_legend_handles_labels()
+            legend |= dict(zip(labels, handles, strict=True))
+        where = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
+        grid[index * bands, -1].legend(legend.values(), legend.keys(), **where)
+    inches = image.get_figwidth()
+    title = textwrap.fill(f"{experiment.spec.id}: {experiment.spec.title}", int(inches * 10))
+    image.suptitle(title, fontsize=11, weight="bold")
+    image.supxlabel(textwrap.fill(note, int(inches * 15)), fontsize=7.5, color="0.3", x=0.01, ha="left")
+    image.draw_without_rendering()
+    image.set_layout_engine("none")  # the layout that was just made holds for all formats
+    plt.close(image)  # pyplot forgets it; it can still be rendered
+    return image
+
+
+def _panel(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) -> None:
+    """Draw one task of one panel."""
+    _DRAW[panel.kind](ax, panel, points[points["series"] != PUBLISHED], experiment)
+    if panel.scale == "log":
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(_PlainLog())
+        ax.yaxis.set_minor_formatter(_PlainLog(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+    if panel.scale == "symlog":
+        ax.set_yscale("symlog", linthresh=panel.linear_within)
+        ax.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=panel.linear_within, subs=[1, 2, 5]))
+        ax.yaxis.set_major_formatter("{x:g}")
+    if panel.reference is not None:
+        ax.axhline(panel.reference, color="0.35", lw=1, ls=DOTTED, label=panel.reference_label or None)
+
+
+def _published(ax: Any, points: pd.DataFrame, sources: list[str]) -> None:
+    """Draw a grey line across for each published number; a source looks the same in every place."""
+    for _, row in points[points["series"] == PUBLISHED].iterrows():
+        number = sources.index(row["variant"])
+        grey, dashes = ("0.35", "0.65")[number // len(STYLES) % 2], STYLES[number % len(STYLES)]
+        ax.axhline(row["estimate"], color=grey, lw=1, ls=dashes, label=row["variant"], zorder=0.5)
+
+
+class _PlainLog(LogFormatter):
+    """Labels of a log axis as people write them: 0.6, not 6e-01."""
+
+    def _num_to_string(self, x: float, vmin: float, vmax: float) -> str:
+        return f"{x:g}"
+
+
+def _colours(names: Iterable[str]) -> dict[str, Any]:
+    listed = list(dict.fromkeys(names))
+    return dict(zip(listed, sns.color_palette("colorblind", len(listed)), strict=True))
+
+
+def _groups(points: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Split points by variant and series, in the order of the table."""
+    for _, group in points.groupby(["variant", "series"], sort=False):
+        yield str(group["variant"].iloc[0]), str(group["series"].iloc[0]), group
+
+
+def _curves(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) -> None:
+    """Of one metric, colour and line style are the variant; of several, colour is the metric."""
+    variants = experiment.spec.variants
+    several = len(panel.metrics) > 1
+    colours = _colours(panel.metrics if several else variants)
+    styles = dict(zip(variants, STYLES * len(variants), strict=False))
+    for variant, metric, line in _groups(points):
+        label = variants[variant].label
+        label = f"{panel.metrics[metric]}, {label}" if several else label
+        colour = colours[metric if several else variant]
+        ax.plot(line["x"], line["estimate"], color=colour, ls=styles[variant], lw=1.6, label=label)
+        ax.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.13, lw=0)
+    ax.set_xlabel({"update": "updates", "frame": "frames", "agent_step": "agent steps"}[panel.x])
+
+
+def _finals(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) -> None:
+    """A dot per seed, a bar for the mean and its interval; one column per variant and metric."""
+    variants = experiment.spec.variants
+    colours = _colours(variants)
+    marks = dict(zip(variants, MARKERS * len(variants), strict=False))
+    names = []
+    for place, (variant, metric, group) in enumerate(_groups(points)):
+        seeds, mean = group[group["seed"].notna()], group[group["seed"].isna()].iloc[0]
+        spread = np.linspace(-0.18, 0.18, len(seeds)) if len(seeds) > 1 else np.zeros(1)
+        names.append(variants[variant].label + (f", {panel.metrics[metric]}" if len(panel.metrics) > 1 else ""))
+        look: dict[str, Any] = {"ms": 3.5, "alpha": 0.6, "color": colours[variant]}
+        look |= {"label": variants[variant].label} if panel.kind == "dots" else {}
+        ax.plot(place + spread, seeds["estimate"], marks[variant], **look)
+        ax.plot([place - 0.3, place + 0.3], [mean["estimate"]] * 2, color=colours[variant], lw=2)
+        ax.plot([place, place], [mean["low"], mean["high"]], color=colours[variant], lw=1.2)
+    ax.set_xticks([])
+    if panel.kind == "final":
+        words = [textwrap.fill(name, 20) for name in names]
+        ax.set_xticks(range(len(names)), words, rotation=35, ha="right", rotation_mode="anchor", fontsize=7.5)
+    ax.margins(x=0.15)
+
+
+def _doses(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) -> None:
+    """The line of a series goes through its variants' means; a faint dot per seed."""
+    variants = experiment.spec.variants
+    names = [
+        ", ".join(filter(None, [variants[variant].series, panel.metrics[metric] if len(panel.metrics) > 1 else ""]))
+        for variant, metric in zip(points["variant"], points["series"], strict=True)
+    ]
+    colours = _colours(names)
+    for number, (name, group) in enumerate(points.groupby(pd.Series(names, points.index), sort=False)):
+        seeds, means = group[group["seed"].notna()], group[group["seed"].isna()].sort_values("x")
+        mark, colour = MARKERS[number % len(MARKERS)], colours[str(name)]
+        ax.plot(seeds["x"], seeds["estimate"], mark, ms=3, alpha=0.35, color=colour)
+        look = {"color": colour, "marker": mark, "ms": 5, "lw": 1.6, "ls": STYLES[number % len(STYLES)]}
+        ax.plot(means["x"], means["estimate"], label=name or None, **look)
+        ax.fill_between(means["x"], means["low"], means["high"], color=colour, alpha=0.13, lw=0)
+    ax.set_xscale(panel.x_scale)
+    ticks = sorted(set(points["x"]))
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set_xlabel(panel.x_label)
+
+
+def _calibration(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) -> None:
+    """Median over seeds with the middle half; the dotted diagonal is a right model."""
+    variants = experiment.spec.variants
+    colours = _colours(variants)
+    marks = dict(zip(variants, MARKERS * len(variants), strict=False))
+    for variant, _, line in _groups(points):
+        label = variants[variant].label
+        ax.plot(line["x"], line["estimate"], marker=marks[variant], ms=3.5, lw=1.2, color=colours[variant], label=label)
+        ax.fill_between(line["x"], line["low"], line["high"], color=colours[variant], alpha=0.13, lw=0)
+    ends = [points["x"].min(), points["x"].max()]
+    ax.plot(ends, ends, color="0.35", lw=1, ls=DOTTED, label="right model")
+    ax.set_xlabel("real reward (mean of each tenth)")
+
+
+_DRAW = {"curves": _curves, "dots": _finals, "final": _finals, "dose": _doses, "calibration": _calibration}

@@ -1,0 +1,123 @@
+"""Tables as pages: returns from the runs, hyperparameters from the code; both drawn as text with matplotlib."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from dynarep.configs import AgentConfig, PartConfig, ProtocolConfig, registry
+from dynarep.experiment import Experiment, plain
+from dynarep.figures.points import PUBLISHED
+
+FIELDS = ["part", "field", "default", "changed_by", "source"]
+LETTER, LINE = 0.066, 0.165  # inches that a letter and a line of text take at the size of a page
+MOST_LETTERS = 56  # of a column; longer text is broken into lines
+HEADER_LETTERS = 22
+
+
+def hyperparameters(experiment: Experiment) -> pd.DataFrame:
+    """Return a row per field of the named agents and protocols: FIELDS. Read from the code, so it cannot drift."""
+    chosen = experiment.spec.table
+    assert chosen is not None
+    parts: list[tuple[str, type[PartConfig]]] = [("agent", registry(AgentConfig)[name]) for name in chosen.agents]
+    parts += [("protocol", registry(ProtocolConfig)[name]) for name in chosen.protocols]
+    rows = []
+    for section, part in parts:
+        defaults = part()
+        for field, info in part.model_fields.items():
+            default, changes = getattr(defaults, field), []
+            for variant in experiment.spec.variants.values():
+                value = getattr(variant, section).get(field, default)
+                if value != default and (variant.algorithm or part.name) == part.name:
+                    changes.append(f"{variant.label}: {plain(value)}")
+            row = [part.name, field, plain(default), "; ".join(changes), info.description or ""]
+            rows.append(dict(zip(FIELDS, row, strict=True)))
+    return pd.DataFrame(rows, columns=FIELDS)
+
+
+def page(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
+    """Draw a table from its data, as tall as it has to be."""
+    if experiment.spec.from_defaults:
+        header, cells = FIELDS, data.fillna("").astype(str).to_numpy().tolist()
+        header = ["part", "hyperparameter", "default", "changed by", "source of the default"]
+    else:
+        header, cells = _returns(experiment, data)
+    return _page(f"{experiment.spec.id}: {experiment.spec.title}", header, cells, note)
+
+
+def _returns(experiment: Experiment, data: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells: a row per task, a column per variant, then one per published source."""
+    result = experiment.spec.table
+    assert result is not None
+    means = data[data["seed"].isna()]
+    theirs = means["series"] == PUBLISHED
+    ours = [name for name in experiment.shown(result) if name in set(means[~theirs]["variant"])]
+    keys = [(False, name) for name in ours] + [(True, name) for name in dict.fromkeys(means[theirs]["variant"])]
+    cells = []
+    for task in dict.fromkeys(means["task"]):
+        row = [str(task)]
+        for published, name in keys:
+            found = means[(means["task"] == task) & (theirs == published) & (means["variant"] == name)]
+            row.append(_cell(found.iloc[0], published) if len(found) else "–")
+        cells.append(row)
+    labels = [name if published else experiment.spec.variants[name].label for published, name in keys]
+    return [result.label, *labels], cells
+
+
+def _cell(row: Any, published: bool) -> str:
+    interval = "" if pd.isna(row["low"]) else f" [{_number(row['low'])}, {_number(row['high'])}]"
+    count = "" if pd.isna(row["n"]) else f"n = {int(row['n'])}" + ("" if published else f" of {int(row['planned'])}")
+    return f"{_number(row['estimate'])}{interval}\n{count}"
+
+
+def _number(value: float) -> str:
+    """Write a number with three digits, whole from 100 on; "–" for one that does not exist (divergence)."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _page(title: str, header: Sequence[str], cells: Sequence[Sequence[str]], note: str) -> Any:
+    """Set text in columns as wide as their longest line, with a rule under each row."""
+    rows = [[_broken(word, HEADER_LETTERS) for word in header]]
+    rows += [[_broken(cell, MOST_LETTERS) for cell in row] for row in cells]
+    widths = [max(len(line) for row in rows for line in row[k].split("\n")) + 3 for k in range(len(header))]
+    heights = [max(cell.count("\n") + 1 for cell in row) + 0.7 for row in rows]
+    inches = max(6.0, LETTER * sum(widths) + 0.4)
+    title, note = textwrap.fill(title, int(inches * 10)), textwrap.fill(note, int(inches * 15))
+    above, below = 0.3 * (title.count("\n") + 1) + 0.2, 0.15 * (note.count("\n") + 1) + 0.2
+    tall = LINE * sum(heights) + above + below
+    image = plt.figure(figsize=(inches, tall))
+
+    def write(x: float, y: float, text: str, **look: Any) -> None:
+        image.text(x / inches, 1 - y / tall, text, va="top", **{"fontsize": 8, "linespacing": 1.35, **look})
+
+    def rule(y: float, weight: float) -> None:
+        line = plt.Line2D([0.2 / inches, 1 - 0.2 / inches], [1 - y / tall] * 2, color="0.6", lw=weight)
+        image.add_artist(line)
+
+    write(0.2, 0.15, title, fontsize=11, weight="bold")
+    y = above
+    for index, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        x = 0.2
+        for cell, width in zip(row, widths, strict=True):
+            write(x, y + 0.35 * LINE, cell, weight="bold" if index == 0 else "normal")
+            x += LETTER * width
+        y += LINE * height
+        rule(y, 1.0 if index == 0 else 0.4)
+    write(0.2, y + 0.12, note, fontsize=7.5, color="0.3")
+    plt.close(image)
+    return image
+
+
+def _broken(text: str, letters: int) -> str:
+    """Break long lines."""
+    return "\n".join(textwrap.fill(line, letters) for line in text.split("\n"))
