@@ -2,7 +2,7 @@ TIER ?= ci
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: reproduce test test-slow plan report clean
+.PHONY: reproduce test test-slow plan report bench clean
 
 reproduce: .venv/ready ## set up, run the tier, print claims and where everything is
 	@$(BIN)/dynarep plan --tier $(TIER)
@@ -20,6 +20,9 @@ plan: .venv/ready ## what the tier would run and cost
 
 report: .venv/ready ## write the page again
 	$(BIN)/dynarep report --tier $(TIER)
+
+bench: .venv/ready ## how close the updates come to the machine's matrix-multiply rate
+	$(BIN)/dynarep bench
 
 # torch stands apart: a hash would name one build of it and refuse the CPU or CUDA build that fits this machine.
 .venv/ready: requirements.lock requirements-torch.txt pyproject.toml

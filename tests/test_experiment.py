@@ -18,7 +18,7 @@ from dynarep import cli, records, run
 from dynarep.configs import AgentConfig, EnvironmentConfig, PartConfig, ProtocolConfig, registry
 from dynarep.envs import split_task
 from dynarep.errors import UserError
-from dynarep.experiment import Experiment, RunConfig, _blocks, distinct, identity, load, load_all, span
+from dynarep.experiment import Experiment, Job, RunConfig, _blocks, distinct, identity, load, load_all, span
 from dynarep.schema import budget_model
 from synthetic import TRIAL
 
@@ -397,11 +397,21 @@ def test_the_two_sides_of_a_claim_have_the_same_tasks_and_seeds(file, name, tier
 SMOKE = [job for file in FILES for job in read(file).jobs("smoke")]
 
 
+def kind(job: Job) -> tuple[str, str, bool, str]:
+    """What decides which metrics a run has: protocol, agent, whether that learns a model, and the simulator as one."""
+    agent = job.config.agent
+    learns = getattr(agent, "learns_a_model", lambda: False)()
+    return job.config.protocol.name, agent.name, learns, getattr(agent, "rollouts", "")
+
+
+KINDS = list({kind(job): job for job in reversed(SMOKE)}.values())
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every run of the smoke tier."""
+    """A run of the smoke tier of every kind; all of them are run by test_smoke.py."""
     results = tmp_path_factory.mktemp("smoke")
-    for job in distinct(SMOKE):
+    for job in KINDS:
         assert run.train(job, results) == list(job.seeds)
     return results
 
@@ -410,7 +420,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_protocol_records_the_metrics_that_it_declares(protocol, trained):
     """Files are checked against the declaration. What an agent does not have (SAC has no model), another one must."""
     recorded, declared = set(), registry(ProtocolConfig)[protocol].metrics
-    for job in (job for job in SMOKE if job.config.protocol.name == protocol):
+    for job in (job for job in KINDS if job.config.protocol.name == protocol):
         for seed, folder in zip(job.seeds, job.folders(), strict=True):
             record = records.read(trained / folder, job.config, seed)
             recorded |= set(record.columns["metric"])

@@ -305,9 +305,7 @@ def claims(
     if json:
         _print_json(data)
     elif markdown:
-        print("| claim | the paper says | published | we measure | verdict |\n|---|---|---|---|---|")
-        for v in verdicts:
-            print(f"| {v.claim} | {v.says} | {v.published} | {_measured(v, ', ')} | **{v.verdict}** ({v.role}) |")
+        _print_markdown(verdicts)
     else:
         _print_verdicts(verdicts, tier)
         pages = [_results(results) / "report" / f"{tier}.html", *sorted((home() / "figures" / tier).glob("*/*.png"))]
@@ -326,6 +324,21 @@ def _measured(v: Any, separator: str) -> str:
         return "-"
     sample = f"{v.n} seeds x {len(v.tasks)} task{'s' if len(v.tasks) > 1 else ''}"
     return separator.join([f"{v.estimate:.3g} [{v.low:.3g}, {v.high:.3g}]", v.unit, sample])
+
+
+def _print_markdown(verdicts: Sequence[Any]) -> None:
+    """Print the README's table: what was judged, then the names of what could not be."""
+    print("| claim | the paper says | published | we measure | verdict |\n|---|---|---|---|---|")
+    judged = [v for v in verdicts if v.verdict != "untested"]
+    for v in judged:
+        cells = (v.claim, v.says, v.published, _measured(v, ", "), f"**{v.verdict}** ({v.role})")
+        print("|", " | ".join(cell.replace("|", "\\|") for cell in cells), "|")
+    rest: dict[str, list[str]] = {}
+    for v in verdicts:
+        if v.verdict == "untested":
+            rest.setdefault(v.reason, []).append(v.claim)
+    for reason, names in rest.items():
+        print(f"\nUntested: {', '.join(names)}: {reason}.")
 
 
 def _print_verdicts(verdicts: Sequence[Any], tier: str) -> None:

@@ -58,15 +58,16 @@ def render(image: Any, kind: str) -> bytes:
 
 
 def figure(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
-    """Draw the panels from their points, with a title above and the note below."""
-    panels, tasks = experiment.spec.panels, list(dict.fromkeys(data["task"]))
+    """Draw the panels from their points, with a title above and the note below; one without points is left out."""
+    tasks, there = list(dict.fromkeys(data["task"])), set(data["panel"])
+    panels = [(index, panel) for index, panel in enumerate(experiment.spec.panels) if index in there]
     sources = list(dict.fromkeys(data[data["series"] == PUBLISHED]["variant"]))
     bands = math.ceil(len(tasks) / MOST_COLUMNS)
     columns = math.ceil(len(tasks) / bands)
     size = (3.3 * columns + 1.9, 2.7 * bands * len(panels) + 1.1)
     image, grid = plt.subplots(bands * len(panels), columns, figsize=size, squeeze=False, layout="constrained")
-    for index, panel in enumerate(panels):
-        places = grid[index * bands : (index + 1) * bands].flat
+    for band, (index, panel) in enumerate(panels):
+        places = grid[band * bands : (band + 1) * bands].flat
         legend: dict[str, Any] = {}
         for place, ax in enumerate(places):
             task = tasks[place] if place < len(tasks) else None
@@ -76,14 +77,14 @@ def figure(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
                 continue
             _panel(ax, panel, points, experiment)
             _published(ax, points, sources)
-            if index == 0 or bands > 1:
+            if band == 0 or bands > 1:
                 ax.set_title(task)
             if place % columns == 0:
                 ax.set_ylabel(textwrap.fill(panel.label, 30))
             handles, labels = ax.get_legend_handles_labels()
             legend |= dict(zip(labels, handles, strict=True))
         where = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
-        grid[index * bands, -1].legend(legend.values(), legend.keys(), **where)
+        grid[band * bands, -1].legend(legend.values(), legend.keys(), **where)
     inches = image.get_figwidth()
     title = textwrap.fill(f"{experiment.spec.id}: {experiment.spec.title}", int(inches * 10))
     image.suptitle(title, fontsize=11, weight="bold")
@@ -103,7 +104,9 @@ def _panel(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) 
         ax.yaxis.set_minor_formatter(_PlainLog(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
     if panel.scale == "symlog":
         ax.set_yscale("symlog", linthresh=panel.linear_within)
-        ax.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=panel.linear_within, subs=[1, 2, 5]))
+        decades = sum(math.log10(max(1.0, abs(end) / panel.linear_within)) for end in ax.get_ylim())
+        subs = [1, 2, 5] if decades < 3 else [1]
+        ax.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=panel.linear_within, subs=subs))
         ax.yaxis.set_major_formatter("{x:g}")
     if panel.reference is not None:
         ax.axhline(panel.reference, color="0.35", lw=1, ls=DOTTED, label=panel.reference_label or None)
@@ -167,8 +170,7 @@ def _finals(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment)
         ax.plot([place, place], [mean["low"], mean["high"]], color=colours[variant], lw=1.2)
     ax.set_xticks([])
     if panel.kind == "final":
-        words = [textwrap.fill(name, 20) for name in names]
-        ax.set_xticks(range(len(names)), words, rotation=35, ha="right", rotation_mode="anchor", fontsize=7.5)
+        ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=7.5)
     ax.margins(x=0.15)
 
 
@@ -189,9 +191,20 @@ def _doses(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) 
         ax.fill_between(means["x"], means["low"], means["high"], color=colour, alpha=0.13, lw=0)
     ax.set_xscale(panel.x_scale)
     ticks = sorted(set(points["x"]))
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xticks(ticks, _apart(ticks, panel.x_scale == "log"))
     ax.set_xticks([], minor=True)
     ax.set_xlabel(panel.x_label)
+
+
+def _apart(ticks: list[float], log: bool) -> list[str]:
+    """Label the ticks that are far enough from the last one that has a label, a twelfth of the axis."""
+    places = np.log(ticks) if log else np.array(ticks)
+    apart, last, labels = (places[-1] - places[0]) / 12, -math.inf, []
+    for tick, place in zip(ticks, places, strict=True):
+        far = place - last >= apart
+        labels.append(f"{tick:g}" if far else "")
+        last = place if far else last
+    return labels
 
 
 def _calibration(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) -> None:

@@ -24,23 +24,30 @@ HEADER_LETTERS = 22
 
 
 def hyperparameters(experiment: Experiment) -> pd.DataFrame:
-    """Return a row per field of the named agents and protocols: FIELDS. Read from the code, so it cannot drift."""
+    """Return a row per field of the named agents and protocols: FIELDS. Read from the code, so it cannot drift.
+
+    Parts that share a field, as MBPO shares SAC's, share its row.
+    """
     chosen = experiment.spec.table
     assert chosen is not None
     parts: list[tuple[str, type[PartConfig]]] = [("agent", registry(AgentConfig)[name]) for name in chosen.agents]
     parts += [("protocol", registry(ProtocolConfig)[name]) for name in chosen.protocols]
-    rows = []
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for section, part in parts:
         defaults = part()
         for field, info in part.model_fields.items():
-            default, changes = getattr(defaults, field), []
+            default = getattr(defaults, field)
+            row = rows.setdefault((field, plain(default), info.description or ""), {"parts": [], "changes": []})
+            row["parts"].append(part.name)
             for variant in experiment.spec.variants.values():
                 value = getattr(variant, section).get(field, default)
                 if value != default and (variant.algorithm or part.name) == part.name:
-                    changes.append(f"{variant.label}: {plain(value)}")
-            row = [part.name, field, plain(default), "; ".join(changes), info.description or ""]
-            rows.append(dict(zip(FIELDS, row, strict=True)))
-    return pd.DataFrame(rows, columns=FIELDS)
+                    row["changes"].append(f"{variant.label}: {plain(value)}")
+    cells = [
+        [", ".join(row["parts"]), field, default, "; ".join(dict.fromkeys(row["changes"])), source]
+        for (field, default, source), row in rows.items()
+    ]
+    return pd.DataFrame(cells, columns=FIELDS)
 
 
 def page(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
