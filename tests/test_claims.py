@@ -11,6 +11,7 @@ import pytest
 
 import synthetic
 from dynarep import claims, cli
+from dynarep.errors import UserError
 from dynarep.experiment import find, load_all
 from synthetic import TRIAL, write_runs
 
@@ -211,3 +212,32 @@ def test_the_exit_code_says_whether_every_gate_is_supported(new_home, capsys, be
         cli.main(["claims", "--tier", "paper"])
     assert ("gated claims not supported: Z1" in capsys.readouterr().err) == (better < 0)
     assert better > 0 or stop.value.code == 1
+
+
+# -- units --------------------------------------------------------------------------------------------------------
+
+
+def with_units(units):
+    claim = copy.deepcopy(TRIAL["claims"][0])
+    claim["contrast"] |= {"of": {"variant": "mbpo", "metric": "return/final"}, "units": units}
+    claim["contrast"]["to"] = {"variant": "sac", "metric": "return/final"}
+    return claim
+
+
+def test_units_bring_tasks_of_different_scale_together_before_they_are_averaged(new_home, tmp_path):
+    """Otherwise a task with returns of 10 000 decides for all."""
+    units = {"hopper-hop": 10, "quadruped-walk": 1000, "Hopper-v5": 100}
+    experiment = synthetic.trial(new_home, claims=[with_units(units)])
+    write_runs(experiment, "paper", tmp_path, lambda v, task, seed, *_: units[task] * ((v == "mbpo") + 0.01 * seed**2))
+    found = claims.judge(experiment, experiment.spec.judged()[0], "paper", tmp_path)
+    assert found.estimate == pytest.approx(1.0)
+    assert [point for point, _, _ in found.per_task.values()] == pytest.approx([1.0] * 3)
+
+
+def test_a_task_without_a_unit_is_an_error_and_so_are_units_of_a_ratio(new_home):
+    with pytest.raises(UserError, match=r"claims\.Z1\.contrast\.units: none for 'quadruped-walk'"):
+        synthetic.trial(new_home, claims=[with_units({"hopper-hop": 10, "Hopper-v5": 100})])
+    ratio = with_units({"hopper-hop": 10})
+    ratio["contrast"]["kind"], ratio["no_effect"], ratio["smallest"] = "ratio", 1, 2
+    with pytest.raises(UserError, match="units cancel in a ratio"):
+        synthetic.trial(new_home, claims=[ratio])

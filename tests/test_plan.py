@@ -247,3 +247,29 @@ def test_one_paper_or_experiment_can_be_planned(new_home, capsys):
     assert "madtd_R1" in table
     assert "ftfl_C" in table
     assert not (new_home / "results").exists(), "planning leaves nothing behind"
+
+
+def test_seeds_can_be_packed_otherwise_than_the_tier_does(new_home, capsys):
+    """Same runs, fewer and larger jobs: what six seeds of a paper-size run need in one process."""
+    found = {}
+    for packed in (None, 6):
+        (found[packed],) = plan.costs([find(load_all(), "A")], "paper", new_home, packed)
+    assert (found[None].runs, found[6].runs) == (168, 168)
+    assert (found[None].jobs, found[6].jobs) == (168, 28)
+    assert found[6].peak_mib > 4 * found[None].peak_mib
+    assert found[6].updates == found[None].updates
+    with pytest.raises(SystemExit) as refused:
+        cli.main(["plan", "--seeds-per-job", "0"])
+    assert refused.value.code == 2
+    assert "--seeds-per-job 0: at least 1" in capsys.readouterr().err
+
+
+def test_data_that_arms_share_are_collected_once(new_home):
+    """Four arms of a model fit start from the same random transitions; a reward in another unit is other data."""
+    jobs = [job for job in find(load_all(), "C").jobs("ci") if job.task == "humanoid-stand"]
+    alone = [plan.job_seconds(job) for job in jobs]
+    later = [plan.job_seconds(job, data_there=True) for job in jobs]
+    total = plan.cost(find(load_all(), "C"), jobs, "ci", new_home, set()).cpu_hours_all * 3600
+    assert total == pytest.approx(alone[0] + sum(later[1:]), abs=4)
+    frame_ms = plan.rates()["tasks"]["humanoid-stand"][2]
+    assert alone[0] - later[0] == pytest.approx(5 * 5000 * frame_ms / 1e3)

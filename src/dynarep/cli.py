@@ -345,7 +345,7 @@ def _print_verdicts(verdicts: Sequence[Any], tier: str) -> None:
     table = Table(title=f"claims at tier {tier}", title_justify="left", title_style="bold", show_lines=True)
     for name in ("claim", "the paper says", "we measure", "verdict", "why"):
         table.add_column(name, no_wrap=name == "claim")
-    for v in verdicts:
+    for v in sorted(verdicts, key=lambda v: bool(v.verdict == "untested")):
         verdict = f"[{STYLE_OF[v.verdict]}]{v.verdict}[/]\n{v.role}" + ("\n[red]other code[/]" if v.stale else "")
         table.add_row(v.claim, v.says, _measured(v, "\n"), verdict, v.reason)
     _console().print(table)

@@ -48,6 +48,7 @@ def build(
     """
     read = _Reader(results)
     claims = {claim.id: claim for e in experiments for claim in e.spec.judged()}
+    judged_first = sorted(verdicts, key=lambda v: v.verdict == "untested")
     sections = [_section(e, tier, {v.claim: v for v in verdicts}, read, figures) for e in experiments]
     return _template().render(
         tier=tier,
@@ -55,7 +56,7 @@ def build(
         tally=tally(verdicts),
         counts=Counter(v.verdict for v in verdicts),
         verdicts=verdicts,
-        rows=[(v, f"{v.paper}_{v.experiment}", _strip(v, claims.get(v.claim))) for v in verdicts],
+        rows=[(v, f"{v.paper}_{v.experiment}", _strip(v, claims.get(v.claim))) for v in judged_first],
         keys={e.key for e in experiments},
         sections=sections,
         made=_made(list(read.runs.values())),

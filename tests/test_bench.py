@@ -1,0 +1,36 @@
+"""The benchmark's bookkeeping. Nothing here judges a time."""
+
+import json
+
+import pytest
+
+from dynarep import bench, cli
+from dynarep.configs.sac import SACConfig
+
+
+def test_a_kernels_rate_is_its_operations_over_its_time(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    kernel = bench._Kernel("nothing", 6.0, lambda: None, repeats=4)
+    assert kernel.time() == 0.25
+
+
+@pytest.mark.slow
+def test_every_kernel_is_timed_and_set_against_the_matrix_product(capsys):
+    cli.main(["bench", "--rounds", "1", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert len(rows) == 7
+    assert next(iter(rows.values()))["efficiency"] == 1.0
+    for row in rows.values():
+        assert row["gflops"] == pytest.approx(row["gflop"] / row["ms"] * 1e3, rel=1e-6)
+        assert row["efficiency"] == pytest.approx(row["gflops"] / found["gemm_gflops"], rel=1e-6)
+    sac = rows["SAC update, 2x256, batch 256, 1 seed"]
+    assert sac["gflop"] == pytest.approx(SACConfig().update_flops(67, 21) / 1e9)
+
+
+def test_no_rounds_are_refused(capsys):
+    with pytest.raises(SystemExit) as refused:
+        cli.main(["bench", "--rounds", "0"])
+    assert refused.value.code == 2
+    assert "--rounds 0: at least 1" in capsys.readouterr().err
