@@ -289,10 +289,11 @@ def test_variants_of_a_seed_meet_the_same_data_and_start_from_the_same_weights(t
 
 @pytest.mark.slow
 def test_sigterm_to_the_command_line_stops_it_within_seconds_and_the_same_command_continues(tmp_path):
-    command = [sys.executable, "-m", "dynarep", *TRAIN, "--seeds", "0-1", "--tier", "ci", "--results", str(tmp_path)]
+    what = ["--experiment", "R1", "--variant", "no_model_data", "--task", "dog-stand", "--seeds", "0-1", "--tier", "ci"]
+    command = [sys.executable, "-m", "dynarep", "train", *what, "--results", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    seen = next(line for line in process.stderr if "/1500" in line)  # the first progress line: under way
+    seen = next(line for line in process.stderr if "/2000" in line)  # the first progress line: under way
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     err = seen + process.communicate(timeout=60)[1]
