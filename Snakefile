@@ -49,18 +49,21 @@ for experiment in EXPERIMENTS:
             dag.figure_files(experiment, TIER),
             dag.run_files(experiment.jobs(TIER)),
 
+
+for together in dag.drawings(EXPERIMENTS, TIER):
+
     rule:
         name:
-            f"draw_{experiment.key}"
+            "_".join(["draw", *(e.key for e in together)])
         input:
-            dag.run_files(experiment.jobs(TIER)),
-            dag.sources(experiment),
+            [dag.run_files(e.jobs(TIER)) for e in together],
+            [dag.sources(e) for e in together],
         output:
-            dag.figure_files(experiment, TIER),
+            [file for e in together for file in dag.figure_files(e, TIER)],
         log:
-            f"results/runs/log/figure_{TIER}_{experiment.key}.log",
+            f"results/runs/log/figure_{TIER}_{together[0].key}.log",
         params:
-            what=experiment.key,
+            what=" ".join(e.key for e in together),
             code=dag.code("figures"),
         shell:
             "python -m dynarep figure --experiment {params.what} --tier {TIER} >{log} 2>&1"

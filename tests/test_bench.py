@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dynarep import bench, cli
+from dynarep.configs.mad_td import MadTDConfig
 from dynarep.configs.sac import SACConfig
 
 
@@ -20,13 +21,21 @@ def test_every_kernel_is_timed_and_set_against_the_matrix_product(capsys):
     cli.main(["bench", "--rounds", "1", "--json"])
     found = json.loads(capsys.readouterr().out)
     rows = {row["name"]: row for row in found["rows"]}
-    assert len(rows) == 7
+    assert len(rows) == 13
     assert next(iter(rows.values()))["efficiency"] == 1.0
     for row in rows.values():
         assert row["gflops"] == pytest.approx(row["gflop"] / row["ms"] * 1e3, rel=1e-6)
         assert row["efficiency"] == pytest.approx(row["gflops"] / found["gemm_gflops"], rel=1e-6)
     sac = rows["SAC update, 2x256, batch 256, 1 seed"]
     assert sac["gflop"] == pytest.approx(SACConfig().update_flops(67, 21) / 1e9)
+    paper, small = MadTDConfig(), MadTDConfig(width=64, batch_size=32)
+    update, model = (f"MAD-TD {part} update, width 512, batch 512, 1 seed" for part in ("critic + actor", "model"))
+    assert rows[update]["gflop"] == pytest.approx(paper.update_flops(67, 21) / 1e9)
+    assert rows[model]["gflop"] == pytest.approx(paper.model_update_flops(67, 21) / 1e9)
+    step = (16 * small.update_flops(67, 21) + small.model_update_flops(67, 21)) / 1e9
+    for seeds in (1, 10):
+        name = f"MAD-TD 16 critic + actor updates and 1 of the model, width 64, batch 32, {bench._seeds(seeds)}"
+        assert rows[name]["gflop"] == pytest.approx(seeds * step)
 
 
 def test_no_rounds_are_refused(capsys):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import csv
 import json
 import math
 import shutil
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import synthetic
-from dynarep import claims, cli
+from dynarep import claims, cli, dag
 from dynarep.errors import UserError
 from dynarep.experiment import find, load_all
 from synthetic import TRIAL, write_runs
@@ -35,7 +36,7 @@ def r1(gap, remedy, spread=0.05):
     """On-policy error `gap` times the held-out error; `remedy` times that with model data."""
 
     def values(variant, metric, seed):
-        model = variant == "five_percent"
+        model = variant == "utd16_five"
         noise = math.exp(spread * NOISE[seed % SEEDS] * (2 if model else 1))  # else it would cancel
         arm = remedy if model else 1.0
         return {"td_rms/on_policy": gap * arm * noise, "td_rms/on_over_validation": gap * arm * noise}.get(metric, 1.0)
@@ -94,7 +95,7 @@ def test_a_missing_seed_leaves_the_claim_untested_and_says_how_many_are_there(tm
 
 def test_a_diverged_run_counts_at_the_stated_worst_value_and_is_counted(tmp_path):
     def values(variant, metric, seed):
-        bad = variant == "five_percent" and metric == "td_rms/on_policy" and seed == 0
+        bad = variant == "utd16_five" and metric == "td_rms/on_policy" and seed % SEEDS == 0
         return math.nan if bad else r1(2.0, 0.5)(variant, metric, seed)
 
     v = verdicts(tmp_path, values)["C1b"]
@@ -241,3 +242,284 @@ def test_a_task_without_a_unit_is_an_error_and_so_are_units_of_a_ratio(new_home)
     ratio["contrast"]["kind"], ratio["no_effect"], ratio["smallest"] = "ratio", 1, 2
     with pytest.raises(UserError, match="units cancel in a ratio"):
         synthetic.trial(new_home, claims=[ratio])
+
+
+# -- at a frame ---------------------------------------------------------------------------------------------------
+
+
+def at(new_home, tmp_path, frame, value, updates=(0, 8, 16)):
+    """Judge the trial's claim with both sides read at a frame; a run's frames are twenty times its updates."""
+    claim = copy.deepcopy(TRIAL["claims"][0])
+    for side in ("of", "to"):
+        claim["contrast"][side] |= {"metric": "eval/return", "at_frame": frame}
+    experiment = synthetic.trial(new_home, claims=[claim])
+    write_runs(experiment, "paper", tmp_path, value, updates)
+    return claims.judge(experiment, experiment.spec.judged()[0], "paper", tmp_path)
+
+
+@pytest.mark.parametrize(("frame", "update"), [(0, 0), (159, 0), (160, 8), (319, 8), (320, 16)])
+def test_a_metric_at_a_frame_is_its_last_value_by_then(new_home, tmp_path, frame, update):
+    v = at(new_home, tmp_path, frame, lambda variant, task, seed, update, metric: (variant == "ftfl") * update + seed)
+    assert v.estimate == pytest.approx(update)
+
+
+def test_a_frame_beyond_the_end_of_a_run_leaves_the_claim_untested(new_home, tmp_path):
+    """The last value would be taken for one of a longer run."""
+    v = at(new_home, tmp_path, 321, lambda *a: 1.0)
+    assert v.verdict == "untested"
+    assert v.reason.startswith("0 of 3 runs of 'ftfl' are there. ")
+    assert v.reason.endswith("ended at frame 320, before 321.")
+
+
+def test_a_metric_that_is_recorded_only_later_leaves_the_claim_untested(new_home, tmp_path):
+    v = at(new_home, tmp_path, 159, lambda *a: None if (a[4], a[3]) == ("eval/return", 0) else 1.0)
+    assert v.verdict == "untested"
+    assert v.reason.endswith("has no metric 'eval/return' by frame 159.")
+
+
+# -- published numbers --------------------------------------------------------------------------------------------
+
+NUMBERS = {"hopper-hop": 100.0, "Hopper-v5": 40.0}  # nobody has one for quadruped-walk
+PANEL = TRIAL["figure"]["panels"][1]
+HOPPERS = {"tasks": ["hopper-hop", "Hopper-v5"]}
+
+
+def publish(home, extra=()):
+    """Write a file of published numbers: of an algorithm at one step, and what is extra."""
+    base = {
+        "algorithm": "Theirs, UTD 8",
+        "label": "Theirs, UTD 8 (a)",
+        "env_step": 500000,
+        "action_repeat": 2,
+        "utd": 8,
+    }
+    base |= {"n_seeds": 10, "low": "", "high": "", "source": "a", "licence": "MIT", "caveat": "none"}
+    base |= {"statistic": "mean over seeds", "reading_error": 5}
+    rows = [base | {"task": task, "published_task": task, "mean": mean} for task, mean in NUMBERS.items()]
+    rows += [rows[0] | row for row in extra]
+    with (home / "experiments" / "published.csv").open("w", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def against(home, contrast, extra=(), **changes):
+    """Load the trial with one claim that compares MBPO with published numbers."""
+    publish(home, extra)
+    claim = copy.deepcopy(TRIAL["claims"][0]) | changes
+    of = {"variant": "mbpo", "metric": "return/final"}
+    theirs = {"published": "Theirs, UTD 8", "env_step": 500000}
+    claim["contrast"] = {"kind": "difference", "of": of, "to": theirs, **contrast}
+    if claim["contrast"]["kind"] == "agreement":
+        claim = {key: x for key, x in claim.items() if key not in ("direction", "no_effect", "smallest")}
+        claim["contrast"] = {"margin": 5, "widest": 20, "needed": 1, **claim["contrast"]}
+        claim["tiers"] = changes.get("tiers", {"paper": "reported"})
+    experiment = synthetic.trial(home, claims=[claim], figure={"panels": [PANEL]})
+    return experiment, experiment.spec.judged()[0]
+
+
+def around(values):
+    """Return runs whose last values are so far around these, by task; 30 where a task is not named."""
+    spread = (-1.0, 0.3, 0.7)
+    return lambda variant, task, seed, *_: values.get(task, 30.0) + spread[seed] * (1 + ("v5" in task))
+
+
+def test_a_published_number_is_a_constant_for_all_seeds_and_stands_beside_ours(new_home, tmp_path):
+    experiment, _ = against(new_home, HOPPERS)
+    write_runs(experiment, "paper", tmp_path, around({"hopper-hop": 110.0, "Hopper-v5": 60.0}))
+    v = claims.judge_all([experiment], "paper", tmp_path)[0]
+    assert v.estimate == pytest.approx((10 + 20) / 2)
+    assert [point for point, _, _ in v.per_task.values()] == pytest.approx([10, 20])
+    assert (v.verdict, v.n, v.theirs) == ("supported", 3, NUMBERS)
+    assert v.theirs_label == "Theirs, UTD 8 (a) at step 500000"
+    level = claims.stats.paired_difference([[109, 110.3, 110.7], [58, 60.6, 61.4]], [[100] * 3, [40] * 3])
+    assert (v.low, v.high, v.p) == pytest.approx((level.low, level.high, level.p))
+
+
+def test_a_task_without_a_published_number_is_left_out_and_named(new_home, tmp_path):
+    """Its runs do not even have to be there."""
+    experiment, claim = against(new_home, {})
+    write_runs(experiment, "paper", tmp_path, around({"hopper-hop": 110.0, "Hopper-v5": 60.0}))
+    for job in experiment.jobs("paper"):
+        if job.task == "quadruped-walk":
+            (tmp_path / job.folders()[0] / "manifest.json").unlink()
+    v = claims.judge(experiment, claim, "paper", tmp_path)
+    assert (v.tasks, v.estimate) == (["hopper-hop", "Hopper-v5"], pytest.approx(15))
+    assert v.reason.startswith("without quadruped-walk (no number of Theirs, UTD 8 at step 500000): 15 [")
+    shutil.rmtree(tmp_path / "mbpo")
+    v = claims.judge(experiment, claim, "paper", tmp_path)
+    assert (v.verdict, v.reason.split(": ")[0]) == (
+        "untested",
+        "without quadruped-walk (no number of Theirs, UTD 8 at step 500000)",
+    )
+
+
+def test_ratios_and_units_go_with_published_numbers(new_home, tmp_path):
+    experiment, claim = against(new_home, {"kind": "ratio", **HOPPERS}, no_effect=1, smallest=1.1)
+    write_runs(experiment, "paper", tmp_path, lambda v, task, *_: 2.0 * NUMBERS.get(task, 1.0))
+    assert claims.judge(experiment, claim, "paper", tmp_path).estimate == pytest.approx(2)
+    experiment, claim = against(new_home, {"units": {"hopper-hop": 100, "Hopper-v5": 4}, **HOPPERS})
+    v = claims.judge(experiment, claim, "paper", tmp_path)
+    assert [point for point, _, _ in v.per_task.values()] == pytest.approx([1, 10])
+
+
+@pytest.mark.parametrize(
+    ("hop", "v5", "form", "verdict", "reason"),
+    [
+        (100.0, 40.0, {"needed": 2}, "supported", "2 of 2 tasks agree, 2 needed"),
+        # intervals of three seeds: about 2.3 and 4.5 to both sides
+        (107.0, 40.0, {"needed": 2}, "supported", "2 of 2 tasks agree, 2 needed"),
+        (93.0, 40.0, {"needed": 2}, "supported", "2 of 2 tasks agree, 2 needed"),
+        (108.0, 40.0, {"needed": 2}, "contradicted", "1 of 2 tasks agree, 2 needed; disagree: hopper-hop"),
+        (92.0, 40.0, {"needed": 2}, "contradicted", "1 of 2 tasks agree, 2 needed; disagree: hopper-hop"),
+        (108.0, 40.0, {"needed": 2, "margin": 6}, "supported", "2 of 2 tasks agree, 2 needed"),
+        (108.0, 40.0, {"needed": 1}, "supported", "1 of 2 tasks agree, 1 needed; disagree: hopper-hop"),
+        (100.0, 40.0, {"needed": 2, "widest": 3}, "inconclusive", "1 of 2 tasks agree, 2 needed; undecided: Hopper-v5"),
+        (
+            100.0, 40.0, {"needed": 1, "widest": 1}, "inconclusive",
+            "0 of 2 tasks agree, 1 needed; undecided: hopper-hop, Hopper-v5",
+        ),
+        (
+            108.0, 40.0, {"needed": 2, "widest": 3}, "contradicted",
+            "0 of 2 tasks agree, 2 needed; disagree: hopper-hop; undecided: Hopper-v5",
+        ),
+        (100.0, 90.0, {"needed": 2, "widest": 3}, "contradicted", "1 of 2 tasks agree, 2 needed; disagree: Hopper-v5"),
+    ],
+)  # fmt: skip
+def test_an_agreement_counts_tasks_whose_narrow_intervals_overlap(new_home, tmp_path, hop, v5, form, verdict, reason):
+    experiment, claim = against(new_home, {"kind": "agreement", **HOPPERS, **form})
+    write_runs(experiment, "paper", tmp_path, around({"hopper-hop": hop, "Hopper-v5": v5}))
+    v = claims.judge(experiment, claim, "paper", tmp_path)
+    assert (v.verdict, v.reason) == (verdict, reason)
+    agree, undecided = int(reason[0]), reason.partition("undecided: ")[2].count("opper")
+    assert (v.estimate, v.low, v.high) == (agree / 2, agree / 2, (agree + undecided) / 2)
+    assert (v.p, v.p_holm, v.bootstrap, v.gated, v.n) == (None, None, None, False, 3)
+    assert [point for point, _, _ in v.per_task.values()] == pytest.approx([hop, v5]), "ours, beside theirs"
+    assert v.theirs == NUMBERS
+
+
+def test_noise_never_agrees(new_home, tmp_path):
+    """An interval from nothing to everything overlaps every number; that of a single seed is one."""
+    runs = copy.deepcopy(TRIAL["runs"])
+    runs["small"]["budget"]["paper"][0] |= {"seeds": 1, "seeds_per_job": 1}
+    _, claim = against(new_home, {"kind": "agreement", **HOPPERS})
+    data = [claim.model_dump(mode="json", exclude_unset=True)]
+    single = synthetic.trial(new_home, runs=runs, figure={"panels": [PANEL]}, claims=data)
+    write_runs(single, "paper", tmp_path, lambda v, task, *_: NUMBERS.get(task, 1.0))
+    v = claims.judge(single, single.spec.judged()[0], "paper", tmp_path)
+    assert (v.verdict, v.estimate, v.high) == ("inconclusive", 0.0, 1.0)
+    json.dumps(v.data(), allow_nan=False)
+
+
+def test_an_agreement_leaves_out_tasks_without_a_number_and_is_no_gate(new_home, tmp_path):
+    experiment, _ = against(new_home, {"kind": "agreement", "needed": 2})
+    write_runs(experiment, "paper", tmp_path, around({"hopper-hop": 300.0, "Hopper-v5": 40.0}))
+    found = claims.judge_all([experiment], "paper", tmp_path)
+    assert found[0].reason == (
+        "without quadruped-walk (no number of Theirs, UTD 8 at step 500000): "
+        "1 of 2 tasks agree, 2 needed; disagree: hopper-hop"
+    )
+    assert (found[0].verdict, claims.failures(found)) == ("contradicted", [])
+    assert found[0].rule.startswith("our 95 % interval overlaps the published number, give or take 5")
+
+
+def test_an_agreement_with_diverged_runs_needs_a_worst_value(new_home, tmp_path):
+    of, write = {"variant": "mbpo", "metric": "return/final"}, around(NUMBERS)
+    experiment, claim = against(new_home, {"kind": "agreement", "of": of, **HOPPERS})
+    write_runs(experiment, "paper", tmp_path, lambda *a: math.nan if a[1:3] == ("hopper-hop", 0) else write(*a))
+    v = claims.judge(experiment, claim, "paper", tmp_path)
+    assert (v.verdict, v.reason) == ("inconclusive", "1 runs diverged and the claim states no worst value")
+    experiment, claim = against(new_home, {"kind": "agreement", "of": {**of, "worst": 10}, **HOPPERS})
+    v = claims.judge(experiment, claim, "paper", tmp_path)
+    assert v.per_task["hopper-hop"][0] == pytest.approx((10 + 100.3 + 100.7) / 3)
+    assert (v.verdict, v.diverged) == ("supported", 1), "the other task agrees, one is needed"
+
+
+SAME_TWICE = [{"label": "Theirs, UTD 8 (b)"}]
+
+
+@pytest.mark.parametrize(
+    ("contrast", "extra", "tiers", "said"),
+    [
+        (
+            {"to": {"published": "Theirs, UDT 8", "env_step": 500000}}, (), None,
+            "claims.Z1.contrast.to.published: unknown algorithm 'Theirs, UDT 8'. Did you mean 'Theirs, UTD 8'?",
+        ),
+        (
+            {"to": {"published": "Theirs, UTD 8", "env_step": 400000}}, [{"env_step": 900000}], None,
+            "contrast.to.env_step: no number of 'Theirs, UTD 8' at 400000. There are some at: 500000, 900000.",
+        ),
+        (
+            {"tasks": ["quadruped-walk"]}, (), None,
+            "claims.Z1.tiers.paper: no task there has the published number. It is given for: Hopper-v5, hopper-hop.",
+        ),
+        (
+            {}, SAME_TWICE, None,
+            "has several numbers for hopper-hop: Theirs, UTD 8 (a) at step 500000 and Theirs, UTD 8 (b) at",
+        ),
+        (
+            {"to": {"published": "Theirs, UTD 8", "env_stpe": 500000}}, (), None,
+            "claims.0.contrast.to.env_stpe: unknown key. Did you mean 'env_step'? Allowed: env_step, published.",
+        ),
+        (
+            {"to": {"variant": "mbpo", "metirc": "x"}}, (), None,
+            "claims.0.contrast.to.metirc: unknown key. Did you mean 'metric'? Allowed: at_frame, metric, variant,",
+        ),
+        ({"kind": "level"}, (), None, "claims.0.contrast: a level has no 'to'"),
+        (
+            {"kind": "agrement"}, (), None,
+            "claims.0.contrast.kind: input should be 'agreement', 'difference', 'level' or 'ratio', got 'agrement'.",
+        ),
+        (
+            {"kind": "agreement"}, (), {"paper": "gated"},
+            "claims.0.tiers.paper: an agreement has no p-value to correct for multiplicity, so it cannot be gated",
+        ),
+        (
+            {"kind": "agreement", "needed": 3}, (), None,
+            "claims.Z1.contrast.needed: 3, but tier paper has 2 tasks with the published number.",
+        ),
+        (
+            {"kind": "agreement", "needed": 2}, (), {"smoke": "reported", "paper": "untested"}, None,
+        ),
+        (
+            {"kind": "agreement", "needed": 2, "tasks": ["hopper-hop"]}, (), {"paper": "reported"},
+            "claims.Z1.contrast.needed: 2, but tier paper has 1 tasks with the published number.",
+        ),
+        (
+            {"kind": "agreement", "margin": 4}, (), None,
+            "claims.Z1.contrast.margin: 4, but the numbers have a reading error of 5.",
+        ),
+        (
+            {"kind": "agreement", "to": {"variant": "sac", "metric": "return/final"}}, (), None,
+            "claims.0.contrast.to.published: is missing.",
+        ),
+        ({"kind": "agreement", "units": {"hopper-hop": 1}}, (), None, "claims.0.contrast.units: unknown key."),
+    ],
+)  # fmt: skip
+def test_a_comparison_with_numbers_that_are_not_there_is_refused(new_home, contrast, extra, tiers, said):
+    changes = {"tiers": tiers} if tiers else {}
+    if said is None:
+        against(new_home, contrast, extra, **changes)
+        return
+    with pytest.raises(UserError) as error:
+        against(new_home, contrast, extra, **changes)
+    assert said in str(error.value)
+
+
+def test_an_agreement_has_no_direction_and_another_claim_needs_one(new_home):
+    publish(new_home)
+    _, claim = against(new_home, {"kind": "agreement"})
+    data = claim.model_dump(mode="json", exclude_unset=True)
+    with pytest.raises(UserError, match=r"claims\.0\.direction: unknown key"):
+        synthetic.trial(new_home, claims=[data | {"direction": "equal"}], figure={"panels": [PANEL]})
+    effect = {key: value for key, value in TRIAL["claims"][0].items() if key != "direction"}
+    with pytest.raises(UserError, match=r"claims\.0\.direction: is missing"):
+        synthetic.trial(new_home, claims=[effect], figure={"panels": [PANEL]})
+
+
+def test_what_a_claim_compares_with_is_a_source_of_its_experiment(new_home):
+    """Otherwise an edited number would leave the old verdict."""
+    experiment, _ = against(new_home, HOPPERS)
+    assert [path.split("/")[-1] for path in dag.sources(experiment)] == ["Y1.yaml", "published.csv"]
+    plain = synthetic.trial(new_home, claims=[], figure={"panels": [PANEL]})
+    assert len(dag.sources(plain)) == 1

@@ -17,7 +17,7 @@ from dynarep import cli, experiment, run
 Change = Callable[[Path], object]
 R1, C, SMOKE = "madtd/R1_generalisation.yaml", "ftfl/C_reward_model.yaml", "tiers/smoke.yaml"
 LIST, PLAN, CLAIMS = ["list"], ["plan", "--tier", "smoke"], ["claims", "--tier", "smoke"]
-TRAIN = ["train", "--tier", "smoke", "--experiment", "R1", "--variant", "no_model_data", "--task", "walker-walk"]
+TRAIN = ["train", "--tier", "smoke", "--experiment", "R1", "--variant", "utd16_zero", "--task", "walker-walk"]
 FIGURE = ["figure", "--tier", "smoke", "--experiment", "R1"]
 BUDGET = "runs.accelerated.budget.smoke.0"
 TYRO = "For full helptext"  # tyro's own messages end with it
@@ -155,7 +155,7 @@ def _one_finished_run(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Train seed 0 of R1's first arm at the smoke tier, once."""
     checkout = Path(__file__).resolve().parents[1]
     r1 = experiment.load(checkout / "experiments" / R1)
-    job = cli.find_job(r1, "no_model_data", "walker-walk", "0", "smoke", None)
+    job = cli.find_job(r1, "utd16_zero", "walker-walk", "0", "smoke", None)
     FINISHED[:] = [tmp_path_factory.mktemp("finished")]
     run.train(job, FINISHED[0])
 
@@ -169,8 +169,8 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
         [R1, "captoin: unknown key", "'caption'?", "deviations", "caption: is missing"],
     ),
     "key of a variant": (
-        misspell(R1, "variants.no_model_data.label", "lable"), PLAN,
-        [R1, "variants.no_model_data.lable: unknown key", "'label'?", "Allowed: agent, algorithm, dose"],
+        misspell(R1, "variants.utd16_zero.label", "lable"), PLAN,
+        [R1, "variants.utd16_zero.lable: unknown key", "'label'?", "Allowed: agent, algorithm, dose"],
     ),
     "key of a group": (
         misspell(R1, "runs.accelerated.protocol", "protcol"), PLAN,
@@ -189,16 +189,16 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
         [R1, "runs.accelerated.settings.agent.discuont: unknown key", "'discount'?", "Allowed: batch_size, bins"],
     ),
     "key of settings.protocol": (
-        misspell(R1, "runs.accelerated.settings.protocol.update_ratio", "updat_ratio"), PLAN,
-        [R1, "runs.accelerated.settings.protocol.updat_ratio: unknown key", "'update_ratio'?", "Allowed: held_out"],
+        put(R1, "runs.accelerated.settings.protocol", {"horizon_margn": 100}), PLAN,
+        [R1, "runs.accelerated.settings.protocol.horizon_margn: unknown key", "'horizon_margin'?", "eval_episodes"],
     ),
     "key of settings.environment": (
         misspell(R1, "runs.accelerated.settings.environment.action_repeat", "action_repaet"), PLAN,
         [R1, "runs.accelerated.settings.environment.action_repaet: unknown key", "'action_repeat'?", "reward_scale"],
     ),
     "key of a variant's agent": (
-        misspell(R1, "variants.five_percent.agent.model_fraction", "model_fractoin"), PLAN,
-        [R1, "variants.five_percent.agent.model_fractoin: unknown key", "'model_fraction'?", "Allowed: batch_size"],
+        misspell(R1, "variants.utd16_five.agent.model_fraction", "model_fractoin"), PLAN,
+        [R1, "variants.utd16_five.agent.model_fractoin: unknown key", "'model_fraction'?", "Allowed: batch_size"],
     ),
     "key of the protocol among the agent's": (
         put(R1, "runs.accelerated.settings.agent.updates", 32), PLAN,
@@ -214,15 +214,15 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     "key of a contrast's side": (
         misspell(R1, "claims.0.contrast.of.variant", "varaint"), PLAN,
-        [R1, "claims.0.contrast.of.varaint: unknown key", "'variant'?", "Allowed: metric, variant, worst"],
+        [R1, "claims.0.contrast.of.varaint: unknown key", "'variant'?", "Allowed: at_frame, metric, variant, worst"],
     ),
     "key of a panel": (
         misspell(R1, "figure.panels.0.scale", "scael"), PLAN,
-        [R1, "figure.panels.0.scael: unknown key", "'scale'?", "Allowed: kind, label, linear_within"],
+        [R1, "figure.panels.0.scael: unknown key", "'scale'?", "Allowed: colour_by, kind, label, linear_within"],
     ),
     "key of a tier file": (
         misspell(SMOKE, "purpose", "purpos"), PLAN,
-        [SMOKE, "purpos: unknown key", "'purpose'?", "Allowed: budget, jobs_per_process, purpose", "purpose: is"],
+        [SMOKE, "purpos: unknown key", "'purpose'?", "Allowed: budget, figures_per_process", "purpose: is"],
     ),
     "key of a tier's budget": (
         misspell(SMOKE, "budget.seeds", "seed"), PLAN,
@@ -252,13 +252,13 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     "width not a multiple of 8": (
         put(R1, f"{BUDGET}.width", 12), PLAN, [R1, f"{BUDGET}.width: input should be a multiple of 8", "got 12"],
     ),
-    "measured between agent steps": (
-        put(R1, f"{BUDGET}.measure_at", [17]), PLAN,
-        [R1, f"{BUDGET}: measure_at or updates, 17: must be a multiple of update_ratio 16 in 1..32"],
+    "measured after the end": (
+        put(R1, f"{BUDGET}.measure_at", [33]), PLAN,
+        [R1, f"{BUDGET}: measure_at, 33: must be in 1..updates, 32"],
     ),
     "probability of two": (
-        put(R1, "variants.five_percent.agent.model_fraction", 2), PLAN,
-        [R1, "variants.five_percent.agent.model_fraction: input should be less than or equal to 1", "got 2"],
+        put(R1, "variants.utd16_five.agent.model_fraction", 2), PLAN,
+        [R1, "variants.utd16_five.agent.model_fraction: input should be less than or equal to 1", "got 2"],
     ),
     "task among the settings": (
         put(R1, "runs.accelerated.settings.environment.task", "dog-run"), PLAN,
@@ -271,31 +271,31 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     "agent": (
         put(R1, "runs.accelerated.agent", "madtd"), PLAN,
-        [R1, "runs.accelerated.agent: unknown agent 'madtd'", "'mad_td'?", "Allowed: ensemble, mad_td"],
+        [R1, "runs.accelerated.agent: unknown agent 'madtd'", "'mad_td'?", "Allowed: ensemble, linear_td, mad_td"],
     ),
     "protocol": (
         put(R1, "runs.accelerated.protocol", "forzen"), PLAN,
         [R1, "runs.accelerated.protocol: unknown protocol 'forzen'", "'frozen'?", "Allowed: frozen, model_fit"],
     ),
     "variant of a group": (
-        put(R1, "runs.accelerated.variants", ["no_modle_data"]), PLAN,
-        [R1, "runs.accelerated.variants: unknown variant 'no_modle_data'", "'no_model_data'?", "Allowed: five_percent"],
+        put(R1, "runs.accelerated.variants", ["utd16_zreo"]), PLAN,
+        [R1, "runs.accelerated.variants: unknown variant 'utd16_zreo'", "'utd16_zero'?", "Allowed: "],
     ),
     "variant of a claim": (
-        put(R1, "claims.0.contrast.of.variant", "no_modle_data"), PLAN,
-        [R1, "claims.C1.", "unknown variant 'no_modle_data'", "'no_model_data'?", "Allowed: five_percent"],
+        put(R1, "claims.0.contrast.of.variant", "utd16_zreo"), PLAN,
+        [R1, "claims.C1.", "unknown variant 'utd16_zreo'", "'utd16_zero'?", "Allowed: "],
     ),
     "variant of a panel": (
         put(R1, "figure.panels.0.variants", ["five"]), PLAN,
-        [R1, "figure.panels.0.", "unknown variant 'five'", "'five_percent'?", "no_model_data"],
+        [R1, "figure.panels.0.", "unknown variant 'five'", "'utd16_five'?", "utd16_zero"],
     ),
     "metric of a claim": (
         put(R1, "claims.0.contrast.of.metric", "td_rms/on_polcy"), PLAN,
-        [R1, "claims.C1.", "unknown metric 'td_rms/on_polcy'", "'td_rms/on_policy'?", "Allowed: diverged"],
+        [R1, "claims.C1.", "unknown metric 'td_rms/on_polcy'", "'td_rms/on_policy'?", "Allowed: actor/"],
     ),
     "metric of a panel": (
         put(R1, "figure.panels.0.metrics", {"td_rms/trian": "training"}), PLAN,
-        [R1, "figure.panels.0.metrics", "unknown metric 'td_rms/trian'", "'td_rms/train'?", "Allowed: diverged"],
+        [R1, "figure.panels.0.metrics", "unknown metric 'td_rms/trian'", "'td_rms/train'?", "Allowed: actor/"],
     ),
     "group of a claim": (
         put(C, "claims.0.runs", "smal"), PLAN, [C, "claims.F3.runs: unknown group 'smal'", "'small'?", "Allowed: "],
@@ -318,8 +318,8 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
         [R1, "claims.C1.tiers.ci: gated, but several groups", "'runs:'", "accelerated, paper_constants"],
     ),
     "claim on a variant that its group does not run": (
-        put(R1, "runs.accelerated.variants", ["no_model_data"]), CLAIMS,
-        [R1, "claims.C1b.variant: 'five_percent' is not among those of runs.accelerated", "Allowed: no_model_data"],
+        put(R1, "runs.accelerated.variants", ["utd16_zero"]), CLAIMS,
+        [R1, "claims.C1b.variant: 'utd16_five' is not among those of runs.accelerated", "Allowed: utd16_zero"],
     ),
     "smallest on the wrong side": (
         put(R1, "claims.0.smallest", 0.7), PLAN, [R1, "claims.0: smallest 0.7 lies on the other side of no_effect 1"],
@@ -329,35 +329,35 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     # arms, doses, tables, arguments
     "arm with an unknown agent": (
-        put(R1, "variants.no_model_data.algorithm", "scac"), PLAN,
-        [R1, "variants.no_model_data.algorithm: unknown agent 'scac'", "'sac'?", "Allowed: ensemble, mad_td"],
+        put(R1, "variants.utd16_zero.algorithm", "scac"), PLAN,
+        [R1, "variants.utd16_zero.algorithm: unknown agent 'scac'", "'sac'?", "Allowed: ensemble, linear_td, mad_td"],
     ),
     "agent that the protocol cannot run": (
-        put(R1, "variants.no_model_data.algorithm", "sac"), PLAN,
+        put(R1, "variants.utd16_zero.algorithm", "sac"), PLAN,
         [R1, "runs.accelerated: protocol frozen cannot run agent 'sac'", "Allowed: mad_td"],
     ),
     "arm on a task that no tier runs": (
-        put(R1, "variants.five_percent.tasks", ["walker-run"]), PLAN,
-        [R1, "variants.five_percent.tasks: in no budget: 'walker-run'", "'walker-walk'?"],
+        put(R1, "variants.utd16_five.tasks", ["walker-run"]), PLAN,
+        [R1, "variants.utd16_five.tasks: in no budget: 'walker-run'", "'walker-walk'?"],
     ),
     "claim on arms without a common task": (
         both(
-            put(R1, "variants.five_percent.tasks", ["dog-stand"]),
+            put(R1, "variants.utd16_five.tasks", ["dog-stand"]),
             put(R1, "claims.1.contrast.tasks", ["walker-walk"]),
-        ), PLAN, [R1, "claims.C1b.tiers.ci: no task of the claim is run by five_percent and no_model_data there"],
+        ), PLAN, [R1, "claims.C1b.tiers.ci: no task of the claim is run by utd16_five and utd16_zero there"],
     ),
     "dose panel without doses": (
         put(R1, "figure.panels.1.kind", "dose"), PLAN, [R1, "figure.panels.1: a dose panel needs variants with a dose"],
     ),
     "arm without a dose in a dose panel": (
-        both(put(R1, "figure.panels.1.kind", "dose"), put(R1, "figure.panels.1.variants", ["five_percent"])), PLAN,
-        [R1, "figure.panels.1.variants: 'five_percent' has no dose", "variants.five_percent"],
+        both(put(R1, "figure.panels.1.kind", "dose"), put(R1, "figure.panels.1.variants", ["utd16_five"])), PLAN,
+        [R1, "figure.panels.1.variants: 'utd16_five' has no dose", "variants.utd16_five"],
     ),
     "dose of zero on a log axis": (
         both(
             put(R1, "figure.panels.1.kind", "dose"), put(R1, "figure.panels.1.x_scale", "log"),
-            put(R1, "variants.no_model_data.dose", 0),
-        ), PLAN, [R1, "figure.panels.1.x_scale: log, but the dose of 'no_model_data' is 0"],
+            put(R1, "variants.utd16_zero.dose", 0),
+        ), PLAN, [R1, "figure.panels.1.x_scale: log, but the dose of 'utd16_zero' is 0"],
     ),
     "neither figure nor table": (drop(R1, "figure"), PLAN, [R1, "write either 'figure' or 'table'"]),
     "figure and table": (
@@ -365,7 +365,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
         [R1, "write either 'figure' or 'table'"],
     ),
     "figure that nothing is run for": (
-        put(R1, "runs", {}), PLAN, [R1, "only a table of hyperparameters can do without variants and runs"],
+        put(R1, "runs", {}), PLAN, [R1, "only a table that is made from the code can do without variants and runs"],
     ),
     "table of hyperparameters with runs": (
         edited(R1, lambda data: data.update(figure=None, table={"kind": "hyperparameters", "agents": ["mad_td"]})),
@@ -379,7 +379,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     "table whose arm changes nothing that it shows": (
         edited(R1, lambda data: data.update(
             figure=None, claims=[], runs={}, table={"kind": "hyperparameters", "agents": ["sac"]}
-        )), PLAN, [R1, "variants.five_percent.agent: unknown key 'model_fraction'", "Allowed: batch_size"],
+        )), PLAN, [R1, "variants.utd16_five.agent: unknown key 'model_fraction'", "Allowed: batch_size"],
     ),
     "table of returns without a metric": (
         edited(R1, lambda data: data.update(figure=None, table={"kind": "returns", "agents": ["mad_td"]})), PLAN,
@@ -411,7 +411,8 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     "empty file": (text(R1, ""), PLAN, [R1, "must be a mapping of keys to values"]),
     "not text": (text(R1, b"\xff\xfe\x00id"), PLAN, [R1, "not readable as YAML"]),
     "no experiments": (
-        both(removed("experiments/madtd"), removed("experiments/ftfl")), PLAN, ["experiments: no", "DYNAREP_HOME"],
+        both(*(removed(f"experiments/{paper}") for paper in ("madtd", "ftfl", "beyond"))), PLAN,
+        ["experiments: no", "DYNAREP_HOME"],
     ),
     "not a checkout": (removed("experiments"), PLAN, ["experiments: no experiment files", "set DYNAREP_HOME"]),
     "no tier file": (removed(f"experiments/{SMOKE}"), LIST, [SMOKE, "cannot be read: No such file"]),
@@ -439,9 +440,9 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     "several faults of content": (
         both(
-            put(R1, "variants.five_percent.agent.model_fraction", 2), put(R1, f"{BUDGET}.seeds", "ten"),
+            put(R1, "variants.utd16_five.agent.model_fraction", 2), put(R1, f"{BUDGET}.seeds", "ten"),
             put(R1, f"{BUDGET}.lr", 1e-4), put(R1, "runs.paper_constants.agent", "madtd"),
-            put(R1, "runs.accelerated.settings.protocol.ratio", 1), put(R1, "runs.accelerated.settings.agent.gamma", 1),
+            put(R1, "runs.grid.settings.protocol.ratio", 1), put(R1, "runs.accelerated.settings.agent.gamma", 1),
             put(R1, "claims.0.contrast.of.metric", "error"), put(R1, "claims.1.contrast.of.variant", "ten_percent"),
         ), PLAN,
         [
@@ -463,18 +464,18 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     "option without a value": (nothing, ["plan", "--tier"], ["--tier", TYRO]),
     "required option missing": (nothing, TRAIN, ["--seeds: missing", "--seeds 0-4", "dynarep train --help"]),
     "job and seeds": (
-        nothing, ["train", "--job", "R1/accelerated/no_model_data/walker-walk/0", "--seeds", "0"],
+        nothing, ["train", "--job", "R1/accelerated/utd16_zero/walker-walk/0", "--seeds", "0"],
         ["--job goes without --seeds"],
     ),
     "job cut short": (
-        nothing, ["train", "--job", "R1/no_model_data/walker-walk/0"],
-        ["--job 'R1/no_model_data/walker-walk/0'", "experiment/runs/variant/task/seeds", "e.g. R1/accelerated"],
+        nothing, ["train", "--job", "R1/utd16_zero/walker-walk/0"],
+        ["--job 'R1/utd16_zero/walker-walk/0'", "experiment/runs/variant/task/seeds", "e.g. R1/accelerated"],
     ),
     "job of an unknown arm, after one that is right": (
         nothing,
-        ["train", "--tier", "smoke", "--job", "R1/accelerated/no_model_data/walker-walk/0",
-         "--job", "R1/accelerated/no_modle_data/walker-walk/0"],
-        ["unknown variant 'no_modle_data'", "'no_model_data'?"],
+        ["train", "--tier", "smoke", "--job", "R1/accelerated/utd16_zero/walker-walk/0",
+         "--job", "R1/accelerated/utd16_zreo/walker-walk/0"],
+        ["unknown variant 'utd16_zreo'", "'utd16_zero'?"],
     ),
     "unknown tier": (
         nothing, ["plan", "--tier", "cii"], ["unknown tier 'cii'", "'ci'?", "Allowed: ci, paper", "Pass --tier"],
@@ -482,14 +483,14 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     "unknown tier of claims": (nothing, ["claims", "--tier", "papr"], ["unknown tier 'papr'", "'paper'?"]),
     "unknown tier of the report": (nothing, ["report", "--tier", "full"], ["unknown tier 'full'", "Allowed: ci"]),
     "unknown experiment": (
-        nothing, ["plan", "--experiment", "R2"], ["unknown experiment 'R2'", "'R1'?", "ftfl_C", "`dynarep list`"],
+        nothing, ["plan", "--experiment", "R11"], ["unknown experiment 'R11'", "'R1'?", "ftfl_C", "`dynarep list`"],
     ),
     "unknown paper": (
         nothing, ["plan", "--paper", "madt"], ["unknown paper 'madt'", "'madtd'?", "ftfl, madtd", "Pass --paper"],
     ),
     "unknown variant": (
-        nothing, [*TRAIN, "--seeds", "0", "--variant", "no_modle_data"],
-        ["unknown variant 'no_modle_data'", "'no_model_data'?", "Allowed: five_percent", "Pass --variant"],
+        nothing, [*TRAIN, "--seeds", "0", "--variant", "utd16_zreo"],
+        ["unknown variant 'utd16_zreo'", "'utd16_zero'?", "Allowed: ", "Pass --variant"],
     ),
     "unknown task": (
         nothing, [*TRAIN, "--seeds", "0", "--task", "walker-wlk"],

@@ -8,7 +8,7 @@ import pytest
 
 import synthetic
 from dynarep import cli, dag, fingerprint, run
-from dynarep.experiment import distinct, load_all
+from dynarep.experiment import distinct, find, load_all
 from dynarep.schema import TIERS
 
 
@@ -43,7 +43,7 @@ def test_a_rule_trains_the_jobs_that_it_declares(tier, monkeypatch):
 
 def test_jobs_of_a_group_share_a_process_where_the_tier_or_the_group_says_so(new_home):
     """One by one they would pay for more process starts than work."""
-    experiments = [synthetic.trial(new_home), synthetic.trial(new_home, id="T2", claims=[])]
+    experiments = [synthetic.trial(new_home), synthetic.trial(new_home, id="Y2", claims=[])]
     tier = new_home / "experiments" / "tiers" / "smoke.yaml"
 
     def bundles(size: int | None) -> list[dag.Bundle]:
@@ -52,22 +52,22 @@ def test_jobs_of_a_group_share_a_process_where_the_tier_or_the_group_says_so(new
         )
         return dag.bundles([job for experiment in experiments for job in experiment.jobs("smoke")])
 
-    assert [len(bundle.jobs) for bundle in bundles(3)] == [3, 1, 3] * 2, "by task: four arms, three arms"
-    assert all(len({job.experiment for job in bundle.jobs}) == 1 for bundle in bundles(3)), "a figure's own rules alone"
-    assert bundles(3)[0].name == "train_smoke_T1_small_hopper-hop_1_of_2"
+    assert [len(bundle.jobs) for bundle in bundles(3)] == [3, 3, 3, 3, 2], "whatever experiment they belong to"
+    assert bundles(3)[0].name == "train_smoke_1_of_5"
     singles = bundles(None)
     assert [bundle.name for bundle in singles] == [dag.rule_name(bundle.jobs[0]) for bundle in singles]
     (group,) = experiments[1].spec.runs
-    experiments[1] = synthetic.trial(new_home, id="T2", claims=[])
+    experiments[1] = synthetic.trial(new_home, id="Y2", claims=[])
     runs = {name: part.model_copy(update={"jobs_per_process": 7}) for name, part in experiments[1].spec.runs.items()}
     experiments[1] = replace(experiments[1], spec=experiments[1].spec.model_copy(update={"runs": runs}))
     assert [len(bundle.jobs) for bundle in bundles(None)] == [1] * 7 + [4, 3], f"{group} asks for a process per task"
+    assert bundles(None)[-1].name == "train_smoke_Y2_small_Hopper-v5_1_of_1"
     first = bundles(3)[0].jobs
     assert dag.priority(first) > dag.priority(first[:1]) > 0
 
 
 def test_the_jobs_of_a_process_are_trained_in_order_and_reported_one_by_one(new_home, monkeypatch, capsys):
-    jobs = distinct(load_all()[-1].jobs("smoke"))
+    jobs = distinct(find(load_all(), "R1").jobs("smoke"))
     trained = []
     monkeypatch.setattr(run, "train", lambda job, *_: trained.append(job.key()) or list(job.seeds))
     cli.main(["train", *shlex.split(dag.arguments(jobs))])
@@ -76,7 +76,7 @@ def test_the_jobs_of_a_process_are_trained_in_order_and_reported_one_by_one(new_
 
 
 def test_a_stop_ends_the_process_and_leaves_the_rest_of_its_jobs(new_home, monkeypatch):
-    jobs = load_all()[-1].jobs("smoke")
+    jobs = find(load_all(), "R1").jobs("smoke")
     trained = []
 
     def stop(job, *_):
@@ -102,9 +102,9 @@ def test_runs_are_stale_when_the_code_of_any_of_their_agents_changes(new_home, m
 def test_a_figure_is_drawn_again_when_a_default_or_a_published_number_changes(new_home):
     """The note names full sizes, a table lists defaults, a panel shows published numbers."""
     experiment = synthetic.trial(new_home)
-    assert [Path(file).name for file in dag.sources(experiment)] == ["T1.yaml", "published.csv"]
-    silent = synthetic.table(new_home, synthetic.DEFAULTS, id="T2")
-    assert [Path(file).name for file in dag.sources(silent)] == ["T2.yaml"]
+    assert [Path(file).name for file in dag.sources(experiment)] == ["Y1.yaml", "published.csv"]
+    silent = synthetic.table(new_home, synthetic.DEFAULTS, id="Y2")
+    assert [Path(file).name for file in dag.sources(silent)] == ["Y2.yaml"]
     modules = {step: dag.shown_code(step) for step in ("figures", "claims", "report")}
     for step in ("figures", "report"):
         assert {"dynarep.configs.sac", "dynarep.configs.online", f"dynarep.{step}"} <= set(modules[step])
@@ -115,6 +115,6 @@ def test_a_table_of_hyperparameters_is_in_the_dag_of_every_tier(new_home):
     synthetic.table(new_home, synthetic.DEFAULTS)
     for tier in TIERS:
         experiments, jobs = dag.load(tier)
-        (table,) = (experiment for experiment in experiments if experiment.spec.id == "T1")
+        (table,) = (experiment for experiment in experiments if experiment.spec.id == "Y1")
         assert dag.figure_files(table, tier)
-        assert not [job for job in jobs if job.experiment == "T1"]
+        assert not [job for job in jobs if job.experiment == "Y1"]

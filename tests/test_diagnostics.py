@@ -7,14 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dynarep import envs
 from dynarep.agents.ensemble import Ensemble
 from dynarep.configs.mbpo import EnsembleConfig
 from dynarep.configs.model_fit import MODEL_METRICS
 from dynarep.diagnostics import model
+from dynarep.diagnostics.critic import Episode, against_return
 from dynarep.diagnostics.model import gradient_norms, inflation, percent_model_error, reward_fit, variance_levels
-from dynarep.diagnostics.td import on_policy_step
-from dynarep.protocols.collect import random_transitions
 from dynarep.streams import stream
 
 # Rewards
@@ -307,14 +305,15 @@ def test_measuring_leaves_the_ensemble_as_it_was() -> None:
 # Critics
 
 
-@pytest.mark.parametrize("task", ["walker-walk", "Hopper-v5"])
-def test_on_policy_steps_with_the_stored_actions_give_the_stored_transitions(task):
-    suite, name = envs.split_task(task)
-    env = envs.make(suite, task, action_repeat=2)
-    assert name
-    data = random_transitions(env, 5, 40, snapshots=True)
-    alive = np.flatnonzero(~data.ended)
-    order = np.random.default_rng(1).permutation(alive)
-    reward, following = on_policy_step(env, [data.snapshots[i] for i in order], data.action[order])
-    np.testing.assert_array_equal(reward, data.reward[order])
-    np.testing.assert_array_equal(following, data.next_obs[order])
+def test_a_policy_without_entropy_has_no_soft_return_and_no_temperature():
+    rng = stream(0, "episodes")
+    lengths = (12, 7)
+    episodes = [Episode(np.zeros((n, 1)), np.zeros((n, 1)), rng.standard_normal(n), terminated=False) for n in lengths]
+    q = rng.standard_normal(sum(lengths))
+    plain = against_return(episodes, q, None, 0.9, math.nan, 4)
+    soft = against_return(episodes, q, np.zeros(len(q)), 0.9, 1.0, 4)
+    assert list(plain) == ["q", "mc", "bias"]
+    assert list(soft) == ["q", "mc", "mc_soft", "bias", "bias_soft"]
+    assert plain == {name: soft[name] for name in plain}
+    assert soft["mc_soft"] == soft["mc"]
+    assert all(math.isnan(value) for value in against_return(episodes, q, None, 0.9, 1.0, 13).values())

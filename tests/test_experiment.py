@@ -95,7 +95,8 @@ def test_words_and_claims_make_no_new_run(file, new_home):
         group["why"] = "other"
     if not data["runs"]:
         return  # nothing is run
-    data["figure"] = {"panels": [{"kind": "dots", "metrics": {"diverged": "other"}, "label": "other"}]}
+    metric = min(registry(ProtocolConfig)[next(iter(data["runs"].values()))["protocol"]].metrics)
+    data["figure"] = {"panels": [{"kind": "dots", "metrics": {metric: "other"}, "label": "other"}]}
     data.pop("table", None)
     assert identities(write(new_home, f"{file.parent.name}/other.yaml", data)) == identities(read(file))
 
@@ -120,6 +121,8 @@ def candidates(annotation: Any, value: Any) -> list[Any]:
         return list(get_args(annotation))
     if isinstance(value, bool):
         return [not value]
+    if value is None:
+        return [64]
     if isinstance(value, int):
         return [value + 1, value + 8, value + 16, value + 32, 2 * value, value - 1]
     if isinstance(value, float):
@@ -129,13 +132,18 @@ def candidates(annotation: Any, value: Any) -> list[Any]:
     return ["gymnasium", "walker-run"]
 
 
+COMPANIONS: dict[str, dict[str, Any]] = {"model_free": {"model_fraction": 0.0}}  # what a value cannot do without
+
+
 @pytest.mark.parametrize(("part", "field"), FIELDS, ids=lambda x: x if isinstance(x, str) else x.__name__)
 def test_every_hyperparameter_is_part_of_a_runs_identity(part, field):
     """A field that is left out would let two different runs share a folder."""
-    before = getattr(part(), field)
+    base = COMPANIONS.get(field, {})
+    first = part.model_validate(base)
+    before = getattr(first, field)
     for value in candidates(part.model_fields[field].annotation, before):
         try:
-            changed = part.model_validate({field: value})
+            changed = part.model_validate({**base, field: value})
         except ValidationError:
             continue
         if getattr(changed, field) != before:
@@ -149,7 +157,7 @@ def test_every_hyperparameter_is_part_of_a_runs_identity(part, field):
         "agent": next(iter(registry(AgentConfig).values()))(),
         "protocol": next(iter(registry(ProtocolConfig).values()))(),
     }
-    old, new = RunConfig(**{**defaults, place: part()}), RunConfig(**{**defaults, place: changed})
+    old, new = RunConfig(**{**defaults, place: first}), RunConfig(**{**defaults, place: changed})
     assert new.identity() != old.identity()
     assert new.folder() != old.folder()
 
@@ -223,12 +231,12 @@ def test_what_overlaps_between_experiments_is_trained_once_in_whatever_blocks(ne
         return {"small": {**TRIAL["runs"]["small"], "budget": {"smoke": [{**block, **changes}]}}}
 
     whole = synthetic.trial(new_home, runs=runs(seeds=6), claims=[])
-    other = synthetic.trial(new_home, id="T2", runs=runs(seeds=7, seeds_per_job=2), claims=[])
+    other = synthetic.trial(new_home, id="Y2", runs=runs(seeds=7, seeds_per_job=2), claims=[])
     jobs = distinct([*whole.jobs("smoke"), *other.jobs("smoke")])
     wanted = {folder for job in [*whole.jobs("smoke"), *other.jobs("smoke")] for folder in job.folders()}
     trained = [folder for job in jobs for folder in job.folders()]
     assert sorted(trained) == sorted(wanted), "a run is trained twice or never"
-    assert {(job.experiment, job.seeds) for job in jobs} == {("T1", (0, 1, 2, 3, 4, 5)), ("T2", (6,))}
+    assert {(job.experiment, job.seeds) for job in jobs} == {("Y1", (0, 1, 2, 3, 4, 5)), ("Y2", (6,))}
 
 
 # -- arms ---------------------------------------------------------------------------------------------------------
@@ -330,18 +338,18 @@ def test_an_experiments_budget_goes_before_the_tiers(new_home):
     data["runs"]["accelerated"]["budget"] = {"smoke": [{"tasks": ["dog-run"], "seeds": "3", "first_seed": None}]}
     tier = {"tier": "smoke", "purpose": "x", "budget": {"seeds": 7, "seeds_per_job": 2.0, "updates": 64, "width": 8}}
     (new_home / "experiments/tiers/smoke.yaml").write_text(json.dumps(tier))
-    jobs = [j for j in write(new_home, "madtd/other.yaml", data).jobs("smoke") if j.variant == "five_percent"]
+    jobs = [j for j in write(new_home, "madtd/other.yaml", data).jobs("smoke") if j.variant == "utd16_five"]
     assert [job.seeds for job in jobs] == [(0, 1), (2,)]
     assert (jobs[0].config.protocol.updates, jobs[0].config.agent.width) == (64, 8)
 
 
 def test_a_variants_settings_go_before_the_budget_and_this_before_the_groups(new_home):
     data = json.loads(source(EXPERIMENTS / R1)) | {"claims": []}
-    data["variants"]["five_percent"]["agent"]["batch_size"] = 64
+    data["variants"]["utd16_five"]["agent"]["batch_size"] = 64
     data["runs"]["accelerated"]["settings"]["agent"] |= {"batch_size": 128, "width": 128, "clip": 1.0}
     jobs = write(new_home, "madtd/other.yaml", data).jobs("smoke")
     sizes = {job.variant: (job.config.agent.batch_size, job.config.agent.width, job.config.agent.clip) for job in jobs}
-    assert sizes == {"no_model_data": (32, 16, 1.0), "five_percent": (64, 16, 1.0)}
+    assert sizes == {"utd16_zero": (32, 16, 1.0), "utd16_five": (64, 16, 1.0)}
 
 
 # -- the files that there are -------------------------------------------------------------------------------------
@@ -397,11 +405,13 @@ def test_the_two_sides_of_a_claim_have_the_same_tasks_and_seeds(file, name, tier
 SMOKE = [job for file in FILES for job in read(file).jobs("smoke")]
 
 
-def kind(job: Job) -> tuple[str, str, bool, str]:
-    """What decides which metrics a run has: protocol, agent, whether that learns a model, and the simulator as one."""
-    agent = job.config.agent
-    learns = getattr(agent, "learns_a_model", lambda: False)()
-    return job.config.protocol.name, agent.name, learns, getattr(agent, "rollouts", "")
+def kind(job: Job) -> tuple[object, ...]:
+    """What decides which metrics a run has: protocol, agent, what it learns, what is measured, a suite with success."""
+    agent, protocol = job.config.agent, job.config.protocol
+    learns = getattr(agent, "learns_a_model", lambda: not getattr(agent, "model_free", True))()
+    measured = [bool(getattr(protocol, name, 0)) for name in ("held_out", "sharpness_rows", "eval_episodes")]
+    rollouts = getattr(agent, "rollouts", getattr(agent, "model_data", ""))
+    return protocol.name, agent.name, learns, rollouts, job.config.environment.suite == "metaworld", *measured
 
 
 KINDS = list({kind(job): job for job in reversed(SMOKE)}.values())

@@ -1,5 +1,6 @@
 """Figures and tables: their data against golden files, the image from the data alone, the same bytes twice."""
 
+import functools
 import io
 import math
 from pathlib import Path
@@ -19,10 +20,13 @@ from synthetic import DEFAULTS, RETURNS, TRIAL, write_runs
 
 GOLDEN = Path(__file__).parent / "golden"
 PUBLISHED = """\
-algorithm,label,task,published_task,env_step,action_repeat,utd,n_seeds,mean,low,high,source,licence,caveat
-"SAC, UTD 1","SAC, UTD 1 (a)",hopper-hop,hopper-hop,500000,1,1,10,104.1,59.9,155.5,a,MIT,none
-MBPO,MBPO (b),hopper-hop,hopper-hop,500000,1,20,,40,,,b,MIT,mean alone
-"SAC, UTD 1","SAC, UTD 1 (a)",humanoid-run,humanoid-run,500000,1,1,10,105.1,94.4,116.3,a,MIT,a task that is not shown
+algorithm,label,task,published_task,env_step,action_repeat,utd,n_seeds,mean,low,high,source,licence,caveat,statistic,reading_error
+"SAC, UTD 1","SAC, UTD 1 (a)",hopper-hop,hopper-hop,500000,1,1,10,104.1,59.9,155.5,a,MIT,none,mean over seeds,
+MBPO,MBPO (b),hopper-hop,hopper-hop,500000,1,20,,40,,,b,MIT,mean alone,mean over seeds,
+"SAC, UTD 1","SAC, UTD 1 (a)",humanoid-run,humanoid-run,500000,1,1,10,105.1,94.4,116.3,a,MIT,not shown,mean over seeds,
+Curve,"Curve (read off a figure, ±20)",hopper-hop,hopper-hop,100000,2,8,10,70,,,c,MIT,read off,mean over seeds,20
+Curve,"Curve (read off a figure, ±20)",hopper-hop,hopper-hop,50000,2,8,10,30,,,c,MIT,read off,mean over seeds,20
+Curve,"Curve (read off a figure, ±0.01)",dmc-hard,seven,100000,2,8,10,0.5,,,c,MIT,read off,iqm,0.01
 """
 
 
@@ -37,13 +41,14 @@ def value(variant, task, seed, update, metric):
 @pytest.fixture(params=["R1", "C", "trial", "returns"])
 def drawn(request, tmp_path, new_home):
     """An experiment, the tier whose runs are there, and a folder."""
-    (new_home / "experiments" / "published.csv").write_text(PUBLISHED)
-    if request.param == "trial":
-        experiment, tier = synthetic.trial(new_home), "paper"
-    elif request.param == "returns":
-        experiment, tier = synthetic.table(new_home, RETURNS, id="T2"), "paper"
-    else:
+    if request.param in ("R1", "C"):
         experiment, tier = find(load_all(), request.param), "smoke"
+    else:
+        (new_home / "experiments" / "published.csv").write_text(PUBLISHED)
+        make = (
+            synthetic.trial if request.param == "trial" else functools.partial(synthetic.table, form=RETURNS, id="Y2")
+        )
+        experiment, tier = make(new_home), "paper"
     write_runs(experiment, tier, tmp_path / "runs", value)
     return experiment, tier, tmp_path
 
@@ -119,7 +124,7 @@ def test_an_arm_that_never_recorded_a_metric_is_left_out_and_nothing_else_is(tri
 @pytest.mark.parametrize("kind", ["curves", "dots", "final", "dose"])
 def test_a_panel_that_no_arm_recorded_is_empty_and_no_error(new_home, tmp_path, kind):
     first = TRIAL["figure"]["panels"][0]
-    panels = [first, {**first, "kind": kind, "metrics": {"reward/nmse": "error"}}]
+    panels = [first, {**first, "kind": kind, "metrics": {"reward/nmse": "error"}, "published": False}]
     experiment = synthetic.trial(new_home, figure={"panels": panels})
     write_runs(experiment, "smoke", tmp_path / "runs", lambda *a: None if a[4].startswith("reward/") else value(*a))
     data = shown(experiment, "smoke", tmp_path)
@@ -161,6 +166,119 @@ def test_published_numbers_are_marked_at_the_paper_tier_alone(trial, tmp_path):
     ax = axes_of(trial, data)[0]
     marks = {line.get_label(): line.get_ydata()[0] for line in ax.lines if line.get_label() in set(theirs["variant"])}
     assert marks == {"SAC, UTD 1 (a)": 104.1, "MBPO (b)": 40.0}
+
+
+def published_panel(home, **form):
+    """Load the trial with a single panel that may show published numbers."""
+    (home / "experiments" / "published.csv").write_text(PUBLISHED)
+    panel = {"kind": "final", "metrics": {"return/final": "return"}, "label": "final return", **form}
+    return synthetic.trial(home, figure={"panels": [panel]}, claims=[])
+
+
+def sources_of(data):
+    return list(dict.fromkeys(data[data["series"] == points.PUBLISHED]["variant"]))
+
+
+CURVE = "Curve (read off a figure, ±20)"
+
+
+@pytest.mark.parametrize(
+    ("form", "smoke", "paper"),
+    [
+        ({}, [], []),
+        ({"published": True, "published_step": 500000}, [], ["SAC, UTD 1 (a)", "MBPO (b)"]),
+        ({"published": ["MBPO"]}, [], ["MBPO (b)"]),
+        ({"published": ["MBPO"], "published_tiers": ["smoke", "reduced"]}, ["MBPO (b)"], []),
+        ({"published": ["Curve", "MBPO"], "published_step": 100000}, [], [CURVE]),
+    ],
+)
+def test_a_panel_shows_the_published_numbers_that_it_names(new_home, tmp_path, form, smoke, paper):
+    experiment = published_panel(new_home, **form)
+    for tier, expected in (("smoke", smoke), ("paper", paper)):
+        write_runs(experiment, tier, tmp_path / "runs", value)
+        assert sources_of(shown(experiment, tier, tmp_path)) == expected
+
+
+def test_published_curves_are_drawn_at_their_steps_with_what_is_known_of_their_error(new_home, tmp_path):
+    form = {"kind": "curves", "metrics": {"eval/return": "return"}, "x": "frame", "published": True}
+    experiment = published_panel(new_home, **form)
+    write_runs(experiment, "paper", tmp_path / "runs", value)
+    data = shown(experiment, "paper", tmp_path)
+    rows = data[data["variant"] == CURVE]
+    assert sorted(zip(rows["x"], rows["estimate"], rows["low"], rows["high"], strict=True)) == [
+        (50000, 30, 10, 50),
+        (100000, 70, 50, 90),
+    ]
+    assert 0.5 not in set(data["estimate"]), "an aggregate has no place on a task"
+    ax = axes_of(experiment, data)[0]
+    bars = {str(bar.get_label()): bar.lines for bar in ax.containers}
+    assert set(bars) == {CURVE, "SAC, UTD 1 (a)", "MBPO (b)"}
+    expected = {CURVE: (20, 20), "SAC, UTD 1 (a)": (155.5 - 104.1, 104.1 - 59.9), "MBPO (b)": (0, 0)}
+    for label, (line, _, (error,)) in bars.items():
+        place = error.get_segments()[0]
+        assert (place[1][1] - line.get_ydata()[0], line.get_ydata()[0] - place[0][1]) == pytest.approx(expected[label])
+        assert line.get_marker() != "None"
+    assert list(bars[CURVE][0].get_xdata()) == [50000, 100000], "joined in the order of steps"
+
+
+def test_the_note_says_what_was_read_off_a_figure_and_how_well(new_home, tmp_path):
+    form = {"kind": "curves", "metrics": {"eval/return": "return"}, "x": "frame"}
+    for names, said in ((["Curve", "MBPO"], "Curve: read off a figure, ±20."), (["MBPO"], "")):
+        experiment = published_panel(new_home, published=names, **form)
+        write_runs(experiment, "paper", tmp_path / "runs", value)
+        note = figures.note(experiment, "paper", shown(experiment, "paper", tmp_path))
+        assert note == " ".join(filter(None, ["Tier paper: 3 of 3 seeds. Full size.", said]))
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ({"published": "MBPO"}, "panels.0.published: input should be true, false or a list of algorithms, got 'MBPO'"),
+        ({"published": []}, "panels.0.published: input should be true, false or a list of algorithms"),
+        ({"published": ["MBOP"]}, "panels.0.published: unknown algorithm 'MBOP'. Did you mean 'MBPO'? Allowed: Curve,"),
+        ({"published": ["Curve"]}, "panels.0.published_step: is missing. 'Curve' has several numbers for hopper-hop"),
+        ({"published": True}, "panels.0.published_step: is missing. 'Curve' has several numbers for hopper-hop"),
+        (
+            {"published": ["Curve"], "published_step": 400000},
+            "panels.0.published_step: no number at 400000. There are some at: 50000, 100000.",
+        ),
+        ({"published": ["MBPO"], "published_tiers": ["papre"]}, "panels.0.published_tiers.0: input should be 'smoke'"),
+        ({"published": ["MBPO"], "kind": "curves"}, "curves that show them need 'x: frame'"),
+        ({"colour_by": "series"}, "'colour_by: series' is for curves of one metric"),
+    ],
+)
+def test_published_numbers_that_cannot_be_shown_are_refused(new_home, form, said):
+    with pytest.raises(UserError) as error:
+        published_panel(new_home, **form)
+    assert said in str(error.value)
+
+
+def test_arms_of_a_series_share_a_colour_and_differ_in_line_style_where_a_panel_wants_it(new_home, tmp_path):
+    """Six arms have six colours that nobody can tell apart; three colours in two styles can be."""
+    base = TRIAL["variants"]["mbpo"]
+    arms = {f"{s}_{k}": {**base, "label": f"{s}{k}", "series": s} for s in ("low", "high") for k in range(4)}
+    variants = {**arms, "alone": {**base, "label": "alone", "series": ""}, "sac": TRIAL["variants"]["sac"]}
+    panel = {"kind": "curves", "metrics": {"eval/return": "return"}, "label": "return", "colour_by": "series"}
+
+    def load(panel, **more):
+        return synthetic.trial(new_home, figure={"panels": [panel]}, claims=[], variants=variants | more)
+
+    experiment = load(panel)
+    write_runs(experiment, "smoke", tmp_path / "runs", value)
+    data = shown(experiment, "smoke", tmp_path)
+    look = {x.get_label(): (x.get_color(), x.get_linestyle()) for x in axes_of(experiment, data)[0].lines}
+    colours = [[look[f"{s}{k}"][0] for k in range(4)] for s in ("low", "high")]
+    assert [len(set(of)) for of in colours] == [1, 1]
+    assert len({colours[0][0], colours[1][0], look["alone"][0], look["SAC"][0]}) == 4
+    assert [look[f"low{k}"][1] for k in range(4)] == [look[f"high{k}"][1] for k in range(4)] == drawing.STYLES
+    few = load(panel | {"variants": ["low_2", "high_2"]})
+    look = {
+        x.get_label(): (x.get_color(), x.get_linestyle())
+        for x in axes_of(few, data[data["variant"] == "low_2"])[0].lines
+    }
+    assert look["low2"][1] == "-", "its place among those that are shown"
+    with pytest.raises(UserError, match=r"colour_by: 5 variants of series 'low', but only 4 line styles"):
+        load(panel, low_4={**base, "label": "low4", "series": "low"})
 
 
 def test_a_dose_panel_draws_each_series_through_its_arms_in_the_order_of_doses(trial, tmp_path):
@@ -302,12 +420,93 @@ def test_the_table_of_hyperparameters_is_what_the_code_says(new_home, tmp_path):
 def test_the_table_of_hyperparameters_is_drawn_at_every_tier_without_runs(new_home, capsys):
     experiment = synthetic.table(new_home, DEFAULTS, variants={})
     assert experiment.tiers() == ["smoke", "ci", "reduced", "paper"]
-    cli.main(["figure", "--experiment", "T1", "--tier", "reduced"])
+    cli.main(["figure", "--experiment", "Y1", "--tier", "reduced"])
     written = [Path(line) for line in capsys.readouterr().out.split()]
     assert [path.suffix for path in written] == [".csv", ".svg", ".pdf", ".png"]
     words = texts(experiment, "reduced", pd.read_csv(written[0]))
     assert "synthetic_capacity" in words
     assert "1000000" in words
+
+
+SIZES = {"dog": [223, 38], "humanoid": [67, 21], "hopper": [15, 4]}
+ARCHITECTURE = {"kind": "architecture", "agents": ["mad_td"], "sizes": SIZES}
+
+
+@pytest.fixture
+def networks(new_home, tmp_path):
+    (new_home / "results").mkdir()
+    experiment = synthetic.table(new_home, ARCHITECTURE, variants={}, runs={})
+    return experiment, shown(experiment, "paper", tmp_path)
+
+
+def test_the_table_of_networks_has_the_parameters_that_the_specification_counts(networks):
+    """mad-td 3.2: dog encoder 379k, model 1.358M, both critics 1.249M, actor 547k; 3.53M, 3.41M, 3.34M in all."""
+    _, data = networks
+    sums = data[data["layer"].isna() | data["layer"].astype(str).str.startswith("all")]
+    count = {(row["size"], row["net"]): int(row["parameters"]) for _, row in sums.iterrows()}
+    assert round(count["dog", "encoder"], -3) == 379_000
+    assert round(count["dog", "dynamics"] + count["dog", "reward"], -3) == 1_358_000
+    assert round(count["dog", "critic"], -3) == 1_249_000
+    assert round(count["dog", "actor"], -3) == 547_000
+    totals = {size: round(count[size, "all networks"], -4) for size in SIZES}
+    assert totals == {"dog": 3_530_000, "humanoid": 3_410_000, "hopper": 3_340_000}
+
+
+def test_the_table_of_networks_counts_what_the_agent_has(networks):
+    """Written beside the code, it would drift."""
+    from dynarep.agents.mad_td import MadTD
+    from dynarep.configs.mad_td import MadTDConfig
+
+    _, data = networks
+    agent = MadTD(MadTDConfig(), 15, 4, [0])
+    numbers = sum(
+        net.parameter(name).numel()
+        for net in (agent.encoder, agent.model, agent.critic, agent.actor)
+        for name in net.slots()
+    )
+    total = data[(data["size"] == "hopper") & (data["net"] == "all networks")]["parameters"]
+    assert int(total.iloc[0]) == numbers
+
+
+def test_a_page_of_networks_puts_sizes_beside_each_other(networks):
+    experiment, data = networks
+    cells = texts(experiment, "paper", data)[1:-1]
+    rows = [cells[i : i + 7] for i in range(0, len(cells), 7)]
+    assert rows[0][-1] == "parameters (dog /\nhumanoid / hopper)"
+    assert rows[1] == ["encoder", "1", "223 / 67 / 15", "512", "LayerNorm", "Mish", "115 712 / 35 840 / 9 216"]
+    assert rows[2] == ["encoder", "2", "512", "512", "LayerNorm", "SimNorm", "263 680"]
+    assert ["critic", "3", "512", "151", "none", "softmax over bins", "77 463"] in rows
+    assert rows[-1][:2] == ["all networks", ""]
+    note = figures.note(experiment, "paper", data)
+    assert note == "Read from the code: every layer at the default width, and its parameters. The same at every tier."
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"agents": ["sac"]}, "table.agents: no architecture of 'sac'. Allowed: mad_td."),
+        ({"sizes": {"dog": [223]}}, "table.sizes.dog.1: is missing."),
+        ({"sizes": {"dog": [223, 0]}}, "table.sizes.dog.1: input should be greater than or equal to 1, got 0."),
+        ({"protocols": ["online"]}, "table: a table of architecture needs agents and sizes, and cannot have label"),
+    ],
+)
+def test_a_table_of_networks_that_cannot_be_made_is_refused(new_home, change, said):
+    with pytest.raises(UserError) as error:
+        synthetic.table(new_home, ARCHITECTURE | change, variants={}, runs={})
+    assert said in str(error.value)
+
+
+def test_the_hyperparameters_of_mad_td_can_be_read(new_home, tmp_path):
+    """A default of None prints as a word, every field has a source, and a value says what it is."""
+    form = {"kind": "hyperparameters", "agents": ["mad_td"], "protocols": ["online", "frozen"]}
+    experiment = synthetic.table(new_home, form, variants={})
+    data = figures.table(experiment, "paper", tmp_path).set_index(["part", "field"])
+    defaults = {field: row["default"] for (_, field), row in data.iterrows()}
+    assert defaults["model_width"] == defaults["freeze_model_after"] == "none"
+    assert (defaults["planner"], defaults["reset"], defaults["model_fraction"]) == ("off", "none", "0.05")
+    assert not [field for field, default in defaults.items() if default in ("None", "True", "False", "")]
+    assert data["source"].str.len().min() > 3
+    assert {"mad_td", "online", "frozen"} <= {name for part, _ in data.index for name in part.split(", ")}
 
 
 def test_no_text_of_a_page_runs_into_the_next_column(new_home, tmp_path):

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from dynarep.agents.mad_td import MadTD
 from dynarep.configs.mad_td import MadTDConfig
-from dynarep.nets import Adam, Net, Spec, mish, simnorm, uniform_fan_in
+from dynarep.histogram import HLGauss
+from dynarep.nets import Adam, Net, Spec, _mish_, mish, simnorm, uniform_fan_in
 from dynarep.streams import stream
 
 
@@ -18,6 +19,10 @@ def test_mish_equals_pytorchs_in_value_and_gradient_over_the_whole_range():
     mish(x).sum().backward()
     torch.testing.assert_close(mish(x).double(), F.mish(reference), rtol=3e-6, atol=1e-7)
     torch.testing.assert_close(x.grad.double(), reference.grad, rtol=3e-6, atol=1e-6)
+    y, slope = _mish_(x.detach().clone(), True)
+    torch.testing.assert_close(y.double(), F.mish(reference), rtol=3e-6, atol=1e-7)
+    torch.testing.assert_close(slope.double(), reference.grad, rtol=3e-6, atol=1e-6)
+    assert torch.equal(_mish_(x.detach().clone(), False)[0], y)
 
 
 def test_simnorm_groups_sum_to_one():
@@ -43,6 +48,140 @@ def test_a_batched_network_equals_separate_torch_modules(out):
                         )
                     )
             torch.testing.assert_close(ours[s, e], h, rtol=1e-5, atol=1e-6)
+
+
+def in_doubles(net: Net, x: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The same network by PyTorch's own differentiable pieces; x (S, E, B, in)."""
+    (spec,) = net.branches.values()
+    last = len(spec.sizes) - 2
+    for i in range(last + 1):
+        kernel, bias = parameters[f"/{i}.kernel"], parameters[f"/{i}.bias"].unsqueeze(-2)
+        x = x @ kernel + bias
+        if f"/{i}.scale" in parameters:
+            x = F.layer_norm(x, x.shape[-1:], eps=spec.layer_norm)
+            x = x * parameters[f"/{i}.scale"].unsqueeze(-2) + parameters[f"/{i}.shift"].unsqueeze(-2)
+        if i < last:
+            x = F.mish(x)
+    return x
+
+
+def somewhere(spec: Spec, members: int) -> Net:
+    """A network of two seeds whose biases, scales and shifts are not those it starts with."""
+    net = Net("n", {"": spec}, [0, 1], uniform_fan_in, members)
+    net.flat.add_(0.2 * torch.randn(net.flat.shape, generator=torch.Generator().manual_seed(1)))
+    return net
+
+
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize(
+    ("out", "norm", "norm_output"),
+    [(1, 1e-6, False), (21, 1e-6, False), (16, 1e-6, True), (1, None, False), (21, None, False)],
+)
+@pytest.mark.parametrize("wanted", [(), (0,), (1,), (2,), (0, 2), (0, 1, 2)])
+def test_the_written_out_backward_pass_is_the_derivative(members, out, norm, norm_output, wanted):
+    """By all parameters, and by those parts of the input that need it: of 5, 3 and 1 columns."""
+    net = somewhere(Spec((9, 16, 16, out), mish, norm, norm_output), members)
+    g = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, 32, n, generator=g) for n in (5, 3, 1)]
+    for k in wanted:
+        parts[k].requires_grad_()
+    ours = net(parts)
+    upstream = torch.randn(ours.shape, generator=g)
+    ours.backward(upstream)
+
+    exact = {slot: net.parameter(slot).double().requires_grad_() for slot in net.slots()}
+    inputs = [part.detach().double().requires_grad_() for part in parts]
+    theirs = in_doubles(net, torch.cat(inputs, -1).unsqueeze(1).expand(-1, members, -1, -1), exact)
+    theirs = theirs if members > 1 else theirs.squeeze(1)
+    theirs.backward(upstream.double())
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    for slot, (start, shape) in net._slots.items():
+        found = net.flat.grad[:, start : start + exact[slot][0, 0].numel()].view(2, members, *shape)
+        torch.testing.assert_close(found.double(), exact[slot].grad, rtol=1e-4, atol=1e-4, msg=slot)
+    for k, (part, reference) in enumerate(zip(parts, inputs, strict=True)):
+        if k in wanted:
+            torch.testing.assert_close(part.grad.double(), reference.grad, rtol=1e-4, atol=1e-4)
+        else:
+            assert part.grad is None
+
+
+def test_a_frozen_network_passes_the_gradient_on_and_keeps_none():
+    net = somewhere(Spec((9, 16, 4), mish, 1e-6), 2)
+    x = torch.randn(2, 32, 9)
+    found = []
+    for frozen in (False, True):
+        leaf = x.clone().requires_grad_()
+        net(leaf, frozen=frozen).square().sum().backward()
+        found.append(leaf.grad)
+        assert bool(net.flat.grad.any()) is not frozen
+        net.flat.grad.zero_()
+    assert torch.equal(*found)
+
+
+def test_gradients_of_two_passes_add_up_until_adam_takes_them():
+    net = somewhere(Spec((9, 16, 4), mish, 1e-6), 1)
+    batches = torch.randn(2, 2, 32, 9)
+    alone = []
+    for x in batches:
+        net(x).sum().backward()
+        alone.append(net.flat.grad.clone())
+        net.flat.grad.zero_()
+    for x in batches:
+        net(x).sum().backward()
+    torch.testing.assert_close(net.flat.grad, alone[0] + alone[1], rtol=1e-5, atol=1e-5)
+    Adam(net, 1e-3).step()
+    assert not net.flat.grad.any()
+
+
+def test_rows_of_their_own_for_every_member_are_differentiated_one_by_one():
+    net = somewhere(Spec((9, 16, 4), mish, 1e-6), 2)
+    shared = torch.randn(2, 32, 9, requires_grad=True)
+    own = shared.detach().unsqueeze(1).repeat(1, 2, 1, 1).requires_grad_()
+    net(shared).square().sum().backward()
+    net(own).square().sum().backward()
+    assert own.grad.shape == (2, 2, 32, 9)
+    torch.testing.assert_close(own.grad.sum(1), shared.grad)
+
+
+def test_the_derivative_by_one_column_is_the_same_bytes_in_every_block():
+    """A matrix product of width 1 is not: of a single seed it is another kernel's."""
+    slopes = []
+    for seeds in ([0], [0, 1, 2]):
+        net = Net("n", {"": Spec((17, 64, 64, 4), mish, 1e-6)}, seeds, uniform_fan_in)
+        rest, one = (
+            torch.from_numpy(np.stack([stream(s, "x").standard_normal((32, n)) for s in seeds])) for n in (16, 1)
+        )
+        one = one.float().requires_grad_()
+        net((rest.float(), one)).square().sum().backward()
+        slopes.append(one.grad[0])
+    assert torch.equal(*slopes)
+
+
+def test_what_a_written_out_pass_cannot_do_is_refused():
+    """Not answered with a wrong number: a second derivative, and a derivative at parameters that are gone."""
+    net = somewhere(Spec((9, 16, 4), mish, 1e-6), 1)
+    x = torch.randn(2, 32, 9, requires_grad=True)
+    (slope,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+    loss = net(x).sum()
+    Adam(net, 1e-3).step()
+    with pytest.raises(RuntimeError, match="n: the parameters have changed since the forward pass"):
+        loss.backward()
+
+
+def test_the_histograms_slopes_are_the_derivatives_of_expectation_and_cross_entropy():
+    values, g = HLGauss(151, -300.0, 300.0, 0.75, 17.0), torch.Generator().manual_seed(0)
+    output = (5 * torch.randn(2, 2, 32, 151, generator=g)).requires_grad_()
+    y = 200 * torch.randn(2, 32, generator=g)
+    expected, slope = values.expect_slope(output.detach())
+    mean = values.expect(output)
+    assert torch.equal(expected, mean.detach())
+    (reference,) = torch.autograd.grad(mean.sum(), output)
+    torch.testing.assert_close(slope, reference, rtol=1e-5, atol=1e-4)
+    loss = -(values.encode(y).unsqueeze(1) * values.log_probabilities(output)).mean(-1)
+    (reference,) = torch.autograd.grad(loss.sum(), output)
+    torch.testing.assert_close(values.cross_entropy_slope(y, output.detach()), reference, rtol=1e-4, atol=1e-8)
 
 
 def test_initial_weights_have_the_stated_variance_and_belong_to_the_seed():
@@ -95,9 +234,10 @@ def test_a_target_network_moves_by_the_rate_and_is_never_trained():
     assert target.flat.grad is None
 
 
-def _learn(seeds, obs, act, width, batch, clip, fraction):
+def _learn(seeds, obs, act, width, batch, clip, fraction, **settings):
     """Three agent steps at UTD 4 on each seed's own data; everything that a seed ends with."""
-    agent = MadTD(MadTDConfig(width=width, batch_size=batch, model_fraction=fraction, clip=clip), obs, act, seeds)
+    config = MadTDConfig(width=width, batch_size=batch, model_fraction=fraction, clip=clip, **settings)
+    agent = MadTD(config, obs, act, seeds)
     rows = []
     for seed in seeds:
         g = stream(seed, "test data")
@@ -131,3 +271,15 @@ def test_a_seeds_learning_is_the_same_bytes_in_every_block(obs, act, width, batc
     for block in ([0, 1], [3, 0, 1], list(range(10))):
         together = _learn(block, obs, act, width, batch, clip, fraction)[0]
         assert [key for key in alone if not torch.equal(alone[key], together[key])] == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"layer_norm_on": False}, {"slow_model": False}, {"model_width": 16}, {"model_free": True}, {"slow_actor": True}],
+    ids=str,
+)
+def test_a_seeds_learning_is_the_same_bytes_in_every_block_of_a_variant(settings):
+    fraction = 0.0 if "model_free" in settings else 0.05
+    alone = _learn([0], 17, 3, 32, 64, 0.05, fraction, **settings)[0]
+    together = _learn([3, 0, 1, 2, 4], 17, 3, 32, 64, 0.05, fraction, **settings)[0]
+    assert [key for key in alone if not torch.equal(alone[key], together[key])] == []

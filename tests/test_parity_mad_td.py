@@ -13,7 +13,8 @@ import torch
 from dynarep.agents.mad_td import MadTD
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.diagnostics.td import td_error
-from dynarep.nets import HLGauss, Net, simnorm
+from dynarep.histogram import HLGauss
+from dynarep.nets import Net, simnorm
 
 ARRAYS = {name: np.load(Path(__file__).parent / "parity" / f"mad_td_update{name}.npz") for name in ("", "_hard")}
 LAYER = {"kernel": "Dense_0/kernel", "bias": "Dense_0/bias", "scale": "LayerNorm_0/scale", "shift": "LayerNorm_0/bias"}
@@ -93,7 +94,7 @@ def test_every_forward_equals_the_reference(name):
     with torch.no_grad():
         z = agent.encode(torch.from_numpy(arrays["forward/state"])[None])
         action = agent.policy(z)
-        q = agent.q(agent.critic, z, action)
+        q = agent.values(agent.critic, z, action)
         log_next, reward = agent.imagine(z, action)
     for ours, key in (
         (z, "latent"),

@@ -73,13 +73,22 @@ def test_every_rate_is_a_positive_number():
     assert rates["source"].strip()
 
 
+@pytest.mark.parametrize("name", ["sac", "mbpo", "mad_td"])
+def test_what_an_agent_does_is_priced_at_rates_of_its_own(name):
+    """A rate under another name would silently be the default."""
+    work = registry(AgentConfig)[name]().learning_work(1000, 67, 21)
+    assert {piece.rate for piece in work} - {"simulator"} <= set(plan.rates()["work"]) - {"default"}
+
+
 def test_the_sums_are_those_of_the_jobs(r1, tmp_path):
     jobs = r1.jobs("ci")
     (row,) = plan.costs([r1], "ci", tmp_path)
     assert (row.paper, row.experiment, row.tier) == ("madtd", "R1", "ci")
     assert row.jobs == len(jobs)
     assert row.runs == sum(len(job.seeds) for job in jobs)
-    assert row.updates == sum(len(job.seeds) * job.config.protocol.updates for job in jobs)
+    every = {job: job.config.agent.updates_per_step for job in jobs}  # critic updates for one of the model
+    updates = [len(job.seeds) * job.config.protocol.updates * (1 + 1 / every[job]) for job in jobs]
+    assert row.updates == sum(updates)
     assert row.agent_steps == sum(len(job.seeds) * job.config.protocol.agent_steps() for job in jobs)
     assert row.cpu_hours_all == pytest.approx(sum(map(plan.job_seconds, jobs)) / 3600, abs=1e-3)
     assert row.cpu_hours == row.cpu_hours_all

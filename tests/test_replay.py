@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynarep.replay import Replay, draw
+from dynarep.replay import Part, Replay, draw, spread
 
 FIELDS: dict[str, tuple[int, ...]] = {"obs": (2,), "reward": ()}
 
@@ -200,3 +200,48 @@ def test_every_row_is_drawn_equally_often():
     counts = np.bincount(draw([np.random.default_rng(0)], 10, (20_000,))[0].numpy(), minlength=10)
     assert len(counts) == 10
     assert np.abs(counts / 2000 - 1).max() < 0.1
+
+
+# -- parts and even draws ----------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_part_has_the_chosen_rows_that_are_stored_and_no_others(data):
+    seeds, steps = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 12))
+    flags = [data.draw(st.lists(st.booleans(), min_size=steps, max_size=steps)) for _ in range(seeds)]
+    buffer = Replay(FIELDS, seeds, steps)
+    part = Part(buffer, [np.flatnonzero(own) for own in flags])
+    assert (part.sizes.tolist(), part.size) == ([0] * seeds, 0)
+    for stored, values in enumerate(batches(seeds, [1] * steps), 1):
+        buffer.add(rows(values))
+        own = [[row for row in range(stored) if flags[k][row]] for k in range(seeds)]
+        assert part.sizes.tolist() == [len(line) for line in own]
+        assert part.size == min(len(line) for line in own)
+        if part.size:
+            indices = torch.stack([torch.arange(part.size).flip(0)[:, None].repeat(1, 2)] * seeds)
+            expected = torch.tensor([line[: part.size][::-1] for line in own]).unsqueeze(-1).expand(-1, -1, 2)
+            assert torch.equal(part.absolute(indices), expected)
+            assert torch.equal(part.rows(indices)["reward"], expected + 1000.0 * torch.arange(seeds).view(-1, 1, 1))
+
+
+def test_a_part_of_rows_that_will_be_overwritten_is_refused():
+    with pytest.raises(ValueError, match="a replay of 4 does not keep"):
+        Part(Replay(FIELDS, 1, 4), [np.array([1, 4])])
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=3), count=st.integers(1, 130))
+def test_even_draws_take_every_row_equally_often_and_are_the_seeds_own(sizes, count):
+    drawn = spread([np.random.default_rng(seed) for seed in range(len(sizes))], sizes, count)
+    assert drawn.dtype == torch.int64
+    for seed, (line, size) in enumerate(zip(drawn, sizes, strict=True)):
+        times = np.bincount(line.numpy(), minlength=size)
+        assert len(times) == size
+        assert set(times) <= {count // size, -(-count // size)}
+        np.testing.assert_array_equal(spread([np.random.default_rng(seed)], [size], count)[0], line)
+
+
+def test_the_rows_that_an_even_draw_takes_once_more_are_chosen_at_random():
+    counts = np.bincount(spread([np.random.default_rng(0)] * 2000, [10] * 2000, 3).flatten().numpy(), minlength=10)
+    assert np.abs(counts / 600 - 1).max() < 0.2

@@ -269,6 +269,33 @@ def test_an_argument_has_no_numbers_and_a_reason(build, new_home, results):
     assert page.text.count("Claimed direction") == 1
 
 
+AGREEMENT = {"kind": "agreement", "margin": 0, "widest": 30, "needed": 1}
+EFFECT = {"direction": "less", "no_effect": 0, "smallest": -50}
+
+
+@pytest.mark.parametrize(
+    ("contrast", "effect", "column", "explained"),
+    [
+        (AGREEMENT, {}, "Ours", "When a task agrees our 95 % interval overlaps the published number, give or take 0"),
+        ({"kind": "difference"}, EFFECT, "Estimate", "Claimed direction less than no effect"),
+    ],
+)
+def test_a_published_number_stands_beside_ours(build, new_home, tmp_path, contrast, effect, column, explained):
+    claim = {key: synthetic.TRIAL["claims"][0][key] for key in ("id", "says", "source", "published", "why", "unit")}
+    of = {"variant": "mbpo", "metric": "return/final"}
+    claim["contrast"] = {"of": of, "to": {"published": "BRO, UTD 10", "env_step": 500000}, **contrast}
+    experiment = synthetic.trial(new_home, claims=[claim | effect | {"tiers": {"paper": "reported"}}])
+    synthetic.write_runs(experiment, "paper", tmp_path / "runs", lambda *a: 290.0 + 7 * a[2])
+    (v,) = claims.judge_all([experiment], "paper", tmp_path / "runs")
+    text = Page(build(experiments=[experiment], tier="paper", verdicts=[v], results=tmp_path / "runs")).text
+    ours, low, high = (report.number(x) for x in v.per_task["hopper-hop"])
+    assert f"Task {column} 95 % interval Published hopper-hop {ours} [{low}, {high}] 299 " in text
+    assert "Compared with BRO, UTD 10, action repeat 2 (SimbaV2) at step 500000" in text
+    assert "without quadruped-walk, Hopper-v5 (no number of BRO, UTD 10 at step 500000): " in text
+    assert explained in text
+    assert "Why no experiment judges it" not in text
+
+
 def test_arms_of_several_agents_share_the_rows_of_a_group(build, new_home, results):
     experiment = synthetic.trial(new_home, claims=[])
     text = Page(build(experiments=[experiment], verdicts=[])).text
@@ -279,23 +306,23 @@ def test_arms_of_several_agents_share_the_rows_of_a_group(build, new_home, resul
 
 def test_a_table_of_hyperparameters_needs_no_runs(build, new_home, results, figures):
     experiment = synthetic.table(new_home, synthetic.DEFAULTS)
-    path = figures / "smoke/beyond/T1.svg"
+    path = figures / "smoke/beyond/Y1.svg"
     inputs = {"experiments": [experiment], "verdicts": []}
     text = Page(build(**inputs)).text
-    assert "No figure yet. This draws it: dynarep figure --experiment T1 --tier smoke" in text
+    assert "No figure yet. This draws it: dynarep figure --experiment Y1 --tier smoke" in text
     assert "Not run at this tier" not in text
     path.parent.mkdir()
     path.write_text(SVG)
     page = Page(build(**inputs))
     assert len(page.all("img")) == 1
-    assert page.all("img")[0]["alt"].startswith("Table T1: Does a trial")
-    assert "dynarep figure --experiment T1 --tier smoke" in page.text
+    assert page.all("img")[0]["alt"].startswith("Table Y1: Does a trial")
+    assert "dynarep figure --experiment Y1 --tier smoke" in page.text
 
 
 def test_a_table_of_returns_is_shown_like_a_figure(build, new_home, figures):
     experiment = synthetic.table(new_home, synthetic.RETURNS)
     (figures / "smoke/beyond").mkdir()
-    (figures / "smoke/beyond/T1.svg").write_text(SVG)
+    (figures / "smoke/beyond/Y1.svg").write_text(SVG)
     page = Page(build(experiments=[experiment], verdicts=[]))
     assert "A cell per task and arm: final return" in page.all("img")[0]["alt"]
     assert "No runs at this tier yet" in page.text

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from dynarep.agents.ensemble import Ensemble
+from dynarep.agents.mad_td import MadTD
 from dynarep.agents.sac import SAC
+from dynarep.configs.mad_td import MadTDConfig
 from dynarep.configs.mbpo import EnsembleConfig
 from dynarep.configs.sac import SACConfig
 from dynarep.streams import stream
@@ -71,6 +73,9 @@ def run(rounds: int = 9, report: Callable[[int, int], None] | None = None) -> di
     torch.set_num_threads(1)
     kernels = [_gemm(), _sac(1, 256, 256), _sac(5, 64, 64), _ensemble(1, 200, 256), _ensemble(5, 64, 32)]
     kernels += _rollouts(20_000)
+    for width, batch in ((512, 512), (128, 128)):
+        kernels += [_mad_td(1, width, batch, updates=1), _mad_td(1, width, batch, updates=0)]
+    kernels += [_mad_td(seeds, 64, 32, updates=16, model=True) for seeds in (1, 10)]
     for kernel in kernels:
         kernel.settle()
     seconds = np.empty((rounds, len(kernels)))
@@ -129,6 +134,23 @@ def _rollouts(states: int) -> list[_Kernel]:
         _Kernel(f"rollout of {states:,} states, chosen members", gflop, lambda: model.sample(obs, action, [stream(0)])),
         _Kernel(f"rollout of {states:,} states, all members", gflop, lambda: model.predict(obs, action)),
     ]
+
+
+def _mad_td(seeds: int, width: int, batch: int, updates: int, model: bool = False) -> _Kernel:
+    """Critic + actor updates, the encoding of their minibatches included; or one update of encoder and model; or both.
+
+    Both together are one agent step at that update ratio, without its environment.
+    """
+    config = MadTDConfig(width=width, batch_size=batch)
+    agent, rows = MadTD(config, OBS, ACTION, range(seeds)), _rows(seeds, max(updates, 1) * batch)
+    size = f"width {width}, batch {batch}, {_seeds(seeds)}"
+    batches = {name: torch.unflatten(values, 1, (-1, batch)) for name, values in rows.items()}
+    by_model = config.model_update_flops(OBS, ACTION)
+    if not updates:
+        return _Kernel(f"MAD-TD model update, {size}", seeds * by_model / 1e9, lambda: agent.update_model(rows))
+    gflop = seeds * (updates * config.update_flops(OBS, ACTION) + model * by_model) / 1e9
+    name = f"{updates} critic + actor updates and 1 of the model" if model else "critic + actor update"
+    return _Kernel(f"MAD-TD {name}, {size}", gflop, lambda: agent.update(batches, learn_model=model))
 
 
 def _seeds(count: int) -> str:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dynarep import envs, files
+from dynarep import envs, files, published
 from dynarep.configs import AgentConfig, PartConfig, ProtocolConfig, registry
-from dynarep.errors import explain, nearest
-from dynarep.schema import Claim, Group, Panel, ResultTable, budget_model
+from dynarep.errors import UserError, explain, nearest
+from dynarep.schema import LINE_STYLES, AgreementClaim, Contrast, Group, Judged, Panel, ResultTable, Shows, budget_model
 
 if TYPE_CHECKING:
     from dynarep.experiment import Experiment
 
+ARCHITECTURES = ("mad_td",)  # agents whose module has a function `architecture`
 KINDS: tuple[tuple[str, type[PartConfig]], ...] = (("agent", AgentConfig), ("protocol", ProtocolConfig))
 
 
@@ -49,15 +50,19 @@ def faults(experiment: Experiment) -> list[str]:
         where = f"figure.panels.{index}"
         found += _name_faults(where, panel.variants or (), panel.needs(), experiment, metrics)
         found += _dose_faults(experiment, where, panel)
+        found += _style_faults(experiment, where, panel)
+        found += _shown_faults(experiment, where, panel) if resolved else ()
     if spec.table:
         found += _table_faults(experiment, spec.table, metrics)
+        found += _shown_faults(experiment, "table", spec.table) if resolved else ()
     if resolved and spec.runs:
         found += _variant_task_faults(experiment)
     for claim in spec.judged():
-        for side in filter(None, (claim.contrast.of, claim.contrast.to)):
+        for side in claim.sides:
             found += _name_faults(f"claims.{claim.id}", [side.variant], [side.metric], experiment, metrics)
         found += _unknown(f"claims.{claim.id}.runs: unknown group", claim.runs, spec.runs)
         found += _judging_faults(experiment, claim) if resolved else ()
+        found += _theirs_faults(experiment, claim) if resolved else ()
     return found
 
 
@@ -80,6 +85,9 @@ def _table_faults(experiment: Experiment, table: ResultTable, metrics: set[str])
     if table.kind == "returns":
         yield from _name_faults("table", table.variants or (), [table.metric], experiment, metrics)
         return
+    if table.kind == "architecture":
+        yield from _unknown("table.agents: no architecture of", table.agents, ARCHITECTURES)
+        return
     for word, kind in KINDS:
         named = getattr(table, f"{word}s")
         yield from _unknown(f"table.{word}s: unknown {word}", named, registry(kind))
@@ -101,6 +109,78 @@ def _dose_faults(experiment: Experiment, where: str, panel: Panel) -> Iterator[s
             yield f"{where}.x_scale: log, but the dose of '{name}' is {dose:g}. Write a positive one, or 'linear'."
     if not doses:
         yield f"{where}: a dose panel needs variants with a dose. Write 'dose:' under some of variants."
+
+
+def _style_faults(experiment: Experiment, where: str, panel: Panel) -> Iterator[str]:
+    """Check that variants that share a colour can be told apart."""
+    if panel.colour_by != "series":
+        return
+    variants = experiment.spec.variants
+    of = [variants[name].series for name in experiment.shown(panel) if name in variants]
+    for series in dict.fromkeys(filter(None, of)):
+        if of.count(series) > LINE_STYLES:
+            what = f"{of.count(series)} variants of series '{series}', but only {LINE_STYLES} line styles"
+            yield f"{where}.colour_by: {what}. Write fewer under 'variants', or another 'series:' under some of them."
+
+
+def _shown_faults(experiment: Experiment, where: str, part: Shows) -> Iterator[str]:
+    """Check that the published numbers of a panel or table are there, and one for each of its lines and tasks."""
+    if part.published is False:
+        return
+    known = published.read(experiment.folder)
+    if part.published is not True:
+        names = {row.algorithm for row in known}
+        yield from _unknown(f"{where}.published: unknown algorithm", part.published, names)
+        known = [row for row in known if row.algorithm in part.published]
+    steps = {row.env_step for row in known}
+    if part.published_step and steps and part.published_step not in steps:
+        yield f"{where}.published_step: no number at {part.published_step}. There are some at: {_listed(steps)}."
+    tasks = {job.task for tier in part.published_tiers for job in experiment.jobs(tier)}
+    drawn = published.shown(experiment.folder, part, tasks)
+    if not (isinstance(part, Panel) and part.kind == "curves") and (twice := published.several(drawn, "label")):
+        yield f"{where}.published_step: is missing. {twice}"
+
+
+def _theirs_faults(experiment: Experiment, claim: Judged) -> Iterator[str]:
+    """Check that a published number that a claim compares with is there, for enough tasks of every judging tier."""
+    theirs, where = claim.theirs, f"claims.{claim.id}"
+    if theirs is None:
+        return
+    known = [row for row in published.read(experiment.folder) if row.task != published.SEVEN]
+    steps = {row.env_step for row in known if row.algorithm == theirs.published}
+    if not steps:
+        names = {row.algorithm for row in known}
+        yield from _unknown(f"{where}.contrast.to.published: unknown algorithm", [theirs.published], names)
+        return
+    if theirs.env_step not in steps:
+        what = f"no number of '{theirs.published}' at {theirs.env_step}. There are some at: {_listed(steps)}."
+        yield f"{where}.contrast.to.env_step: {what}"
+        return
+    for tier in (str(tier) for tier in claim.tiers if claim.role(str(tier)) != "untested"):
+        ours = {job.task for job in experiment.judging_jobs(claim, tier)}
+        try:
+            numbers = published.means(experiment.folder, theirs.published, theirs.env_step, ours)
+        except UserError as error:
+            yield f"{where}.contrast.to.published: {error}"
+            return
+        if ours and not numbers:
+            there = _listed({row.task for row in known if row.algorithm == theirs.published})
+            yield f"{where}.tiers.{tier}: no task there has the published number. It is given for: {there}."
+        elif isinstance(claim, AgreementClaim):
+            yield from _agreement_faults(claim, tier, numbers)
+
+
+def _agreement_faults(claim: AgreementClaim, tier: str, numbers: Mapping[str, published.Published]) -> Iterator[str]:
+    where, contrast = f"claims.{claim.id}.contrast", claim.contrast
+    if contrast.needed > len(numbers):
+        yield f"{where}.needed: {contrast.needed}, but tier {tier} has {len(numbers)} tasks with the published number."
+    coarsest = max((row.reading_error or 0.0 for row in numbers.values()), default=0.0)
+    if contrast.margin < coarsest:
+        yield f"{where}.margin: {contrast.margin:g}, but the numbers have a reading error of {coarsest:g}."
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, sorted(values)))
 
 
 def _task_faults(experiment: Experiment) -> list[str]:
@@ -128,10 +208,10 @@ def _variant_task_faults(experiment: Experiment) -> Iterator[str]:
         yield from _unknown(f"variants.{name}.tasks: in no budget:", variant.tasks or (), known)
 
 
-def _judging_faults(experiment: Experiment, claim: Claim) -> Iterator[str]:
+def _judging_faults(experiment: Experiment, claim: Judged) -> Iterator[str]:
     """Check that every tier that is to judge a claim has the runs for it."""
     spec, where, ran = experiment.spec, f"claims.{claim.id}", set()
-    judging = [str(tier) for tier, role in claim.tiers.items() if role != "untested"]
+    judging = [str(tier) for tier in claim.tiers if claim.role(str(tier)) != "untested"]
     for tier in judging:
         group = experiment.judging_group(claim, tier)
         if group is None:
@@ -139,18 +219,18 @@ def _judging_faults(experiment: Experiment, claim: Claim) -> Iterator[str]:
             why = f"no group has runs at this tier. There are some at: {', '.join(experiment.tiers())}."
             if groups:
                 why = f"several groups have runs at this tier. Write 'runs:' with one of: {', '.join(groups)}."
-            yield f"{where}.tiers.{tier}: {claim.tiers[tier]}, but {why}"  # type: ignore[index]
+            yield f"{where}.tiers.{tier}: {claim.role(tier)}, but {why}"
             continue
         jobs = [job for job in experiment.jobs(tier) if job.group == group]
         variants = {job.variant for job in jobs}
-        sides = [side.variant for side in filter(None, (claim.contrast.of, claim.contrast.to))]
+        sides = [side.variant for side in claim.sides]
         absent = [side for side in sides if side in set(spec.variants) - variants]
         for side in absent:
             yield f"{where}.variant: '{side}' is not among those of runs.{group}.{nearest(side, variants)}"
         ran |= {job.task for job in jobs}
         if not absent and not experiment.judging_jobs(claim, tier):
             yield f"{where}.tiers.{tier}: no task of the claim is run by {' and '.join(dict.fromkeys(sides))} there."
-    if claim.contrast.units:
+    if isinstance(claim.contrast, Contrast) and claim.contrast.units:
         for task in ran & set(claim.contrast.tasks or ran) - set(claim.contrast.units):
             yield f"{where}.contrast.units: none for '{task}'. Write one for every task that judges the claim."
     for task in set(claim.contrast.tasks or ()) - ran if ran else ():

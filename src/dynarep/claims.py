@@ -9,7 +9,16 @@
                    or it is an argument that no experiment can judge
 
 A claim of equality is supported if the interval lies inside the region of negligible effects, contradicted if outside.
-Source: ours (design section 6).
+
+A claim may compare with a number that others published: exact, the same for all seeds. Tasks without that number are
+left out, and named in the reason.
+
+A claim of agreement asks how many tasks agree with published numbers. A task agrees where our 95 % interval overlaps
+theirs (the number, give or take the margin) and is not wider than the claim allows; it disagrees where they do not
+overlap; else it is undecided, because noise would always agree. Supported if enough tasks agree, contradicted if too
+few could, else inconclusive. There is no p-value, and so no gate.
+
+Source: ours (design section 6; agreement: `mad-td` 8 U1).
 """
 
 from __future__ import annotations
@@ -22,17 +31,22 @@ from typing import Any
 
 import numpy as np
 
-from dynarep import fingerprint, records, stats
+from dynarep import fingerprint, published, records, stats
 from dynarep.experiment import Experiment, Job
 from dynarep.files import checkout
-from dynarep.schema import TIERS, Argument, Claim, Measured
+from dynarep.schema import TIERS, AgreementClaim, Argument, Claim, Judged, Measured
 
 ALPHA = 0.05  # family-wise, two-sided
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a tier says of a claim; `estimate`, `low`, `high` are None where nothing was measured."""
+    """What a tier says of a claim; `estimate`, `low`, `high` are None where nothing was measured.
+
+    Of an agreement `estimate` is the share of tasks that agree, `low` to `high` what the undecided ones leave open.
+    `per_task` is ours: the contrast, or of an agreement the level; `theirs` is what `theirs_label` names. `rule` says
+    in words when tasks agree.
+    """
 
     claim: str
     paper: str
@@ -60,6 +74,9 @@ class Verdict:
     source: str
     tasks: list[str] = field(default_factory=list)
     per_task: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    theirs: dict[str, float] = field(default_factory=dict)
+    theirs_label: str = ""
+    rule: str = ""
     runs: list[str] = field(default_factory=list)
     diverged: int = 0
     stale: bool = False
@@ -102,7 +119,7 @@ def _arm(jobs: Sequence[Job], side: Measured, results: Path) -> _Arm:
         for seed, folder in zip(job.seeds, job.folders(), strict=True):
             try:
                 record = records.read(results / folder, job.config, seed)
-                value = record.last(side.metric)
+                value = _value(record, side)
             except records.RecordError as error:
                 absent.append(str(error))
                 continue
@@ -120,6 +137,20 @@ def _arm(jobs: Sequence[Job], side: Measured, results: Path) -> _Arm:
     return arm
 
 
+def _value(record: records.RunRecord, side: Measured) -> float:
+    """Return a run's last value, or its last one by a frame; RecordError if there is none or it ended before."""
+    if side.at_frame is None:
+        return record.last(side.metric)
+    frames = record.columns["frame"]
+    if frames.max() < side.at_frame:
+        raise records.RecordError(f"{record.folder}: ended at frame {frames.max():.0f}, before {side.at_frame}.")
+    rows, values = record.series(side.metric)
+    values = values[frames[rows] <= side.at_frame]
+    if not len(values):
+        raise records.RecordError(f"{record.folder}: has no metric '{side.metric}' by frame {side.at_frame}.")
+    return float(values[-1])
+
+
 def _estimate(claim: Claim, of: _Arm, to: _Arm | None, tasks: Sequence[int], null: float) -> stats.Estimate:
     """Estimate the contrast on some of the tasks."""
     key: tuple[str | int, ...] = ("claim", claim.id, *tasks)
@@ -131,10 +162,11 @@ def _estimate(claim: Claim, of: _Arm, to: _Arm | None, tasks: Sequence[int], nul
     return function(left, right, null, key)
 
 
-def _blank(experiment: Experiment, claim: Claim | Argument, tier: str) -> Verdict:
+def _blank(experiment: Experiment, claim: Judged | Argument, tier: str) -> Verdict:
     """Return the verdict before anything is measured: untested."""
-    judged = claim if isinstance(claim, Claim) else None
-    role = judged.tiers.get(tier, "untested") if judged else "not empirical"  # type: ignore[call-overload]
+    judged = claim if isinstance(claim, Judged) else None
+    effect = claim if isinstance(claim, Claim) else None
+    role = judged.role(tier) if judged else "not empirical"
     jobs = experiment.judging_jobs(judged, tier) if judged and role != "untested" else []
     return Verdict(
         claim=claim.id,
@@ -154,36 +186,61 @@ def _blank(experiment: Experiment, claim: Claim | Argument, tier: str) -> Verdic
         n=0,
         planned=len({seed for job in jobs for seed in job.seeds}),
         unit=judged.unit if judged else "",
-        direction=judged.direction if judged else "",
-        no_effect=judged.no_effect if judged else None,
-        smallest=judged.smallest if judged else None,
+        direction=effect.direction if effect else "",
+        no_effect=effect.no_effect if effect else None,
+        smallest=effect.smallest if effect else None,
         why=claim.why,
         reason="",
         published=claim.published,
         source=claim.source,
         tasks=list(dict.fromkeys(job.task for job in jobs)),
+        rule=_rule(claim) if isinstance(claim, AgreementClaim) else "",
     )
 
 
-def judge(experiment: Experiment, claim: Claim | Argument, tier: str, results: Path) -> Verdict:
+def _rule(claim: AgreementClaim) -> str:
+    c = claim.contrast
+    overlap = f"our 95 % interval overlaps the published number, give or take {c.margin:g}"
+    return f"{overlap}, and reaches at most {c.widest:g} to both sides; needed on {c.needed} tasks"
+
+
+def judge(experiment: Experiment, claim: Judged | Argument, tier: str, results: Path) -> Verdict:
     """Judge one claim at one tier, without the correction for multiplicity (see `judge_all`)."""
     verdict = _blank(experiment, claim, tier)
-    if isinstance(claim, Argument):
+    if not isinstance(claim, Judged):
         return replace(verdict, reason=f"not empirical: {claim.why}")
     if verdict.role == "untested":
-        able = [name for name in TIERS if claim.tiers.get(name, "untested") != "untested"]  # type: ignore[call-overload]
+        able = [name for name in TIERS if claim.role(name) != "untested"]
         which = f"{', '.join(able)} can" if able else "no tier can"
         return replace(verdict, reason=f"this tier cannot judge it; {which}")
-    jobs, tasks = experiment.judging_jobs(claim, tier), verdict.tasks
-    sides = [side for side in (claim.contrast.of, claim.contrast.to) if side]
+    verdict, left_out = _beside(verdict, experiment, claim)
+    verdict = _measure(verdict, experiment, claim, results)
+    return replace(verdict, reason=left_out + verdict.reason)
+
+
+def _beside(verdict: Verdict, experiment: Experiment, claim: Judged) -> tuple[Verdict, str]:
+    """Put the published numbers beside a claim's tasks; those without one are left out, and named."""
+    if claim.theirs is None:
+        return verdict, ""
+    name, step = claim.theirs.published, claim.theirs.env_step
+    numbers = published.means(experiment.folder, name, step, verdict.tasks)
+    absent = [task for task in verdict.tasks if task not in numbers]
+    verdict = replace(
+        verdict,
+        tasks=[task for task in verdict.tasks if task in numbers],
+        theirs={task: numbers[task].mean for task in verdict.tasks if task in numbers},
+        theirs_label=f"{' or '.join(dict.fromkeys(row.label for row in numbers.values()))} at step {step}",
+    )
+    return verdict, f"without {', '.join(absent)} (no number of {name} at step {step}): " if absent else ""
+
+
+def _measure(verdict: Verdict, experiment: Experiment, claim: Judged, results: Path) -> Verdict:
+    """Read both sides of a claim on the verdict's tasks; judge it if all runs are there and can be believed."""
+    jobs = [job for job in experiment.judging_jobs(claim, verdict.tier) if job.task in verdict.tasks]
     try:
-        arms = [_arm(jobs, side, results) for side in sides]
+        arms = [_arm(jobs, side, results) for side in claim.sides]
     except _MissingRunsError as missing:
         return replace(verdict, reason=str(missing))
-    for arm in arms:
-        units = [claim.contrast.units.get(task, 1.0) for task in tasks]
-        arm.values = [values / unit for values, unit in zip(arm.values, units, strict=True)]
-    of, to = arms[0], arms[1] if len(arms) > 1 else None
     code = set().union(*(arm.code for arm in arms))
     parts = {(job.config.agent.name, fingerprint.of_parts(job.config.agent, job.config.protocol)) for job in jobs}
     verdict = replace(
@@ -200,6 +257,28 @@ def judge(experiment: Experiment, claim: Claim | Argument, tier: str, results: P
             verdict="inconclusive",
             reason=f"{verdict.diverged} runs diverged and the claim states no worst value",
         )
+    if isinstance(claim, AgreementClaim):
+        return _agree(verdict, claim, arms[0])
+    assert isinstance(claim, Claim)
+    if claim.theirs:
+        constant = [
+            np.full(len(values), verdict.theirs[t]) for t, values in zip(verdict.tasks, arms[0].values, strict=True)
+        ]
+        arms.append(_Arm(constant, [], 0, set()))
+    return _compare(verdict, claim, arms[0], arms[1] if len(arms) > 1 else None)
+
+
+def _compare(verdict: Verdict, claim: Claim, of: _Arm, to: _Arm | None) -> Verdict:
+    """Estimate a contrast on all tasks and on each, and decide."""
+    tasks = verdict.tasks
+    for arm in filter(None, (of, to)):
+        units = [claim.contrast.units.get(task, 1.0) for task in tasks]
+        arm.values = [values / unit for values, unit in zip(arm.values, units, strict=True)]
+    if claim.contrast.kind == "ratio":
+        low = sum(int((values <= 0).sum()) for arm in filter(None, (of, to)) for values in arm.values)
+        if low:
+            reason = f"{low} values are not positive: there is no ratio of them"
+            return replace(verdict, verdict="inconclusive", n=min(len(values) for values in of.values), reason=reason)
     everything = range(len(tasks))
     estimate = _estimate(claim, of, to, everything, claim.no_effect)
     per_task = {task: _estimate(claim, of, to, [t], claim.no_effect) for t, task in enumerate(tasks)}
@@ -219,6 +298,38 @@ def judge(experiment: Experiment, claim: Claim | Argument, tier: str, results: P
         per_task={task: (e.point, e.low, e.high) for task, e in per_task.items()},
     )
     return _decide(verdict, claim, estimate, p)
+
+
+def _agree(verdict: Verdict, claim: AgreementClaim, of: _Arm) -> Verdict:
+    """Apply the rule of agreement in the module's docstring; the interval is what undecided tasks leave open."""
+    contrast = claim.contrast
+    agree: list[str] = []
+    undecided: list[str] = []
+    disagree: list[str] = []
+    per_task = {}
+    for task, values in zip(verdict.tasks, of.values, strict=True):
+        theirs = verdict.theirs[task]
+        ours = stats.level([values], theirs, ("claim", claim.id, task))
+        per_task[task] = (ours.point, ours.low, ours.high)
+        if ours.low > theirs + contrast.margin or ours.high < theirs - contrast.margin:
+            disagree.append(task)
+        else:
+            (undecided if (ours.high - ours.low) / 2 > contrast.widest else agree).append(task)
+    count, needed = len(verdict.tasks), contrast.needed
+    most = len(agree) + len(undecided)
+    reason = f"{len(agree)} of {count} tasks agree, {needed} needed"
+    for word, tasks in (("disagree", disagree), ("undecided", undecided)):
+        reason += f"; {word}: {', '.join(tasks)}" if tasks else ""
+    return replace(
+        verdict,
+        verdict="supported" if len(agree) >= needed else "contradicted" if most < needed else "inconclusive",
+        estimate=len(agree) / count,
+        low=len(agree) / count,
+        high=most / count,
+        n=min(len(values) for values in of.values),
+        per_task=per_task,
+        reason=reason,
+    )
 
 
 def _decide(verdict: Verdict, claim: Claim, estimate: stats.Estimate, p: float) -> Verdict:

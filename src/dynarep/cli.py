@@ -268,18 +268,20 @@ def _progress(name: str, unit: str) -> Iterator[Callable[[int, int, dict[str, fl
 
 
 def figure(
-    experiment: Annotated[str, arg(help="e.g. R1")],
+    experiment: Annotated[tuple[str, ...], arg(help="e.g. R1, or several")],
     tier: TierArg = "ci",
     results: ResultsArg = None,
     figures: FiguresArg = None,
 ) -> None:
-    """Draw a figure from the runs that are there: figures/<tier>/<paper>/<id>.csv, .svg, .pdf, .png."""
+    """Draw figures from the runs that are there: figures/<tier>/<paper>/<id>.csv, .svg, .pdf, .png."""
     tier_file(tier)
-    chosen = find(load_all(), experiment)
+    everything = load_all()
+    chosen = [find(everything, word) for word in experiment]
     from dynarep import figures as drawing  # matplotlib, pandas
 
-    for path in drawing.write(chosen, tier, _results(results), _figures(figures)):
-        print(path)
+    for one in chosen:
+        for path in drawing.write(one, tier, _results(results), _figures(figures)):
+            print(path)
 
 
 def claims(

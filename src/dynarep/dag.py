@@ -10,7 +10,7 @@ from typing import NamedTuple
 from dynarep import fingerprint, plan, published
 from dynarep.configs import AgentConfig, ProtocolConfig, registry
 from dynarep.experiment import Experiment, Job, distinct, load_all, span
-from dynarep.files import checkout, home, tier_file
+from dynarep.files import checkout, home, tier_file, tier_in
 
 RUNS = Path("results", "runs")
 FORMATS = ("csv", "svg", "pdf", "png")
@@ -31,21 +31,27 @@ class Bundle(NamedTuple):
 
 
 def bundles(jobs: Sequence[Job]) -> list[Bundle]:
-    """Return the training rules: a process per job, or per so many of a group's on one task as its file or tier says.
+    """Return the training rules: a process per job, or per so many as the tier says (of whatever experiments).
 
-    A new arm comes last on its task: it makes a rule of its own or joins the last one, and the others stay as they are.
+    Or as a group says, of its own on one task: a new arm comes last there, makes a rule of its own or joins the last
+    one, and the others stay as they are.
     """
     found = []
-    for place in dict.fromkeys((job.experiment, job.group, job.task) for job in jobs):
-        own = [job for job in jobs if (job.experiment, job.group, job.task) == place]
+    for company in dict.fromkeys(job.company for job in jobs):
+        own = [job for job in jobs if job.company == company]
         size = own[0].together
         parts = [own[i : i + size] for i in range(0, len(own), size)]
-        stem = f"train_{own[0].tier}_{'_'.join(place)}"
-        names = [f"{stem}_{i}_of_{len(parts)}" for i in range(1, len(parts) + 1)]
+        names = [f"train_{company}_{i}_of_{len(parts)}" for i in range(1, len(parts) + 1)]
         found += [
             Bundle(rule_name(part[0]) if size == 1 else name, part) for name, part in zip(names, parts, strict=True)
         ]
     return found
+
+
+def drawings(experiments: Sequence[Experiment], tier: str) -> list[list[Experiment]]:
+    """Return the drawing rules: a process per figure, or per so many as the tier says."""
+    size = tier_in(experiments[0].folder, tier).figures_per_process if experiments else 1
+    return [list(experiments[i : i + size]) for i in range(0, len(experiments), size)]
 
 
 def rule_name(job: Job) -> str:

@@ -57,7 +57,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: Callable[[st
     for fault in error.errors():
         parts = [str(part) for part in fault["loc"] if not str(part).startswith("~")]
         before = prefix if isinstance(prefix, str) else prefix(parts[0] if parts else "")
-        path = (before + ".".join(parts)).removesuffix(".")
+        path = (before + ".".join(parts)).removesuffix(".").removesuffix(": ")
         if fault["type"] == "extra_forbidden":
             lines.append(f"{path}: unknown key.{nearest(str(fault['loc'][-1]), _allowed_at(model, fault['loc']))}")
         elif fault["type"] == "missing":

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from dynarep import checks, envs, files
 from dynarep.configs import AgentConfig, Config, EnvironmentConfig, ProtocolConfig, registry
 from dynarep.errors import UserError, explain, invalid, unknown
-from dynarep.schema import TIERS, Claim, ExperimentFile, Group, Panel, ResultTable, budget_model
+from dynarep.schema import TIERS, ExperimentFile, Group, Judged, Panel, ResultTable, budget_model
 
 FORMAT = 1  # of the identity; a change makes every run a new one
 
@@ -66,7 +66,8 @@ class Job:
     tier: str
     config: RunConfig
     seeds: tuple[int, ...]
-    together: int = 1  # how many such jobs of its group one process of the DAG trains
+    together: int = 1  # how many such jobs one process of the DAG trains
+    company: str = ""  # those that may share it: a name
 
     @property
     def task(self) -> str:
@@ -120,16 +121,16 @@ class Experiment:
             return tuple(name for name, variant in variants.items() if variant.dose is not None)
         return part.variants or tuple(variants)
 
-    def judging_group(self, claim: Claim, tier: str) -> str | None:
+    def judging_group(self, claim: Judged, tier: str) -> str | None:
         """Return the group of runs that judges a claim at a tier; None if there is none, or no telling which."""
         groups = [name for name, group in self.spec.runs.items() if tier in group.budget]
         fitting = [name for name in groups if name in claim.runs] or groups
         return fitting[0] if len(fitting) == 1 else None
 
-    def judging_jobs(self, claim: Claim, tier: str) -> list[Job]:
+    def judging_jobs(self, claim: Judged, tier: str) -> list[Job]:
         """Return the jobs that a claim is judged on: both sides, on the claim's tasks that both of them run."""
         group = self.judging_group(claim, tier)
-        sides = {side.variant for side in (claim.contrast.of, claim.contrast.to) if side}
+        sides = {side.variant for side in claim.sides}
         jobs = [job for job in self.jobs(tier) if job.group == group and job.variant in sides]
         ran = [{job.task for job in jobs if job.variant == side} for side in sides]
         tasks = set.intersection(*ran) & set(claim.contrast.tasks or set.union(*ran))
@@ -137,15 +138,17 @@ class Experiment:
 
     def _group_jobs(self, name: str, tier: str) -> Iterator[Job]:
         group = self.spec.runs[name]
-        together = group.jobs_per_process or files.tier_in(self.folder, tier).jobs_per_process
+        everybody = files.tier_in(self.folder, tier).jobs_per_process
+        together = everybody if everybody > 1 else group.jobs_per_process or 1
         for index in range(len(group.blocks(tier))):
             budget = self.budget(group, tier, index)
             for task in budget.get("tasks", ()):
                 for variant in group.variants or tuple(self.spec.variants):
                     if task in (self.spec.variants[variant].tasks or (task,)):
                         config = self._resolve(group, variant, budget, task)
+                        company = tier if everybody > 1 else f"{tier}_{self.spec.id}_{name}_{task}"
                         for seeds in _blocks(budget):
-                            yield Job(self.spec.id, name, variant, tier, config, seeds, together)
+                            yield Job(self.spec.id, name, variant, tier, config, seeds, together, company)
 
     def budget(self, group: Group, tier: str, index: int) -> dict[str, Any]:
         """Overlay the tier's budget with one of the group's blocks."""
@@ -198,11 +201,13 @@ def span(seeds: Sequence[int]) -> str:
 
 
 def plain(value: Any) -> str:
-    """Write a setting's value for people: True -> "on", 3e-4 -> "0.0003", (1, 2) -> "1, 2"."""
+    """Write a setting's value for people: True -> "on", None -> "none", 3e-4 -> "0.0003", (1, 2) -> "1, 2"."""
     if isinstance(value, tuple | list):
         return ", ".join(map(plain, value)) or "none"
     if isinstance(value, bool):
         return "on" if value else "off"
+    if value is None:
+        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -11,6 +11,9 @@ see to that, and `tests/test_nets.py` holds them down:
   matrix are padded to 64 floats, and batch sizes are multiples of 32 wherever this matters.
 * Matrix products round differently where an entry of the batch is not aligned: widths are multiples of 8.
 * Sums run over whole contiguous rows of a seed, never across seeds.
+
+Small networks cost passes over small arrays, not matrix products. Networks of Mish have their backward pass written
+out (`Net.forward`, `Net.backward`): a call is one node of autograd's graph, and an agent may do without the graph.
 """
 
 from __future__ import annotations
@@ -19,56 +22,58 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.adam import adam
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import increment_version
 
 from dynarep.streams import stream
 
 # PyTorch calls it a possible slowdown when leaves and their gradients are rows of larger matrices. It is the plan here.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
+KINDS = ("kernel", "bias", "scale", "shift")
 PAD = 64  # floats: four AVX-512 vectors, the widest unrolling in PyTorch's CPU kernels
+_ONE, _TWO = torch.ones(()), torch.full((), 2.0)  # a plain number would be converted at every use
+_layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
 Activation = Callable[[Tensor], Tensor]
 Initialiser = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
-class _Mish(torch.autograd.Function):
-    """x tanh(softplus x), through one exponential instead of three transcendental functions (1/2 to 1/3 the time).
-
-    With e = exp(x) and n = e (e + 2): tanh(log(1 + e)) = n / (n + 2), and the derivative is
-    n / (n + 2) + 4 x e (1 + e) / (n + 2)^2.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        e = x.clamp(max=20.0).exp_()  # beyond 20 both fractions are 1 and 0 in float32
-        n = torch.addcmul(2.0 * e, e, e)
-        inverse = (n + 2.0).reciprocal_()
-        slope = n.mul_(inverse)
-        if ctx.needs_input_grad[0]:
-            tail = torch.addcmul(e, e, e).mul_(x).mul_(inverse).mul_(inverse)
-            ctx.save_for_backward(torch.add(slope, tail, alpha=4.0))
-        return x * slope
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        derivative: Tensor = ctx.saved_tensors[0]
-        return grads[0] * derivative
-
-
 def mish(x: Tensor) -> Tensor:
-    """Mish activation, x tanh(log(1 + exp x)), same shape as `x`."""
-    return _Mish.apply(x)  # type: ignore[no-untyped-call, no-any-return]
+    """Mish activation, x tanh(log(1 + exp x)), same shape as `x`; differentiable as often as one likes."""
+    s = x.sigmoid()
+    q = s * (2.0 - s)
+    return x * (q / (2.0 - q))
+
+
+def _mish_(x: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """Return Mish of `x`, which is overwritten, and its derivative if that is to be kept.
+
+    One transcendental function instead of three. With s = sigmoid(x) and q = s (2 - s):
+    t = tanh(log(1 + exp x)) = q / (2 - q), y = x t, and the derivative is t + s (x - t y).
+    """
+    s = x.sigmoid()
+    q = torch.lerp(s, _ONE, s)  # s + s (1 - s)
+    if not keep:
+        return q.div_(torch.sub(_TWO, q, out=s)).mul_(x), None
+    t = q.div_(_TWO - q)
+    y = x * t
+    return y, t.addcmul_(s, x.addcmul_(t, y, value=-1.0))
+
+
+# Networks of these activations are one node of autograd's graph, with a backward pass written out (`_Pass`).
+_WITH_SLOPE: dict[Activation, Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]] = {mish: _mish_}
 
 
 def simnorm(x: Tensor, group: int = 8) -> Tensor:
     """Softmax inside consecutive groups of the last axis, temperature 1 (MAD-TD, `mad-td` 3.2: SimNorm)."""
-    return log_simnorm(x, group).exp()
+    return F.softmax(torch.unflatten(x, -1, (-1, group)), dim=-1).flatten(-2)
 
 
 def log_simnorm(x: Tensor, group: int = 8) -> Tensor:
@@ -104,6 +109,69 @@ class Spec:
     def flops(self, rows: int) -> float:
         """Return the multiply-adds of one forward pass, counted as two operations each."""
         return 2.0 * rows * sum(a * b for a, b in zip(self.sizes[:-1], self.sizes[1:], strict=True))
+
+
+class _Layer(NamedTuple):
+    """Views of one layer's parameters, or of their gradients: kernel (S E, in, out), the rest (S E, 1, out)."""
+
+    kernel: Tensor
+    bias: Tensor
+    affine: tuple[Tensor, Tensor] | None  # scale and shift after a norm
+
+
+class _Kept(NamedTuple):
+    """What a backward pass needs of one layer: its input and, if it has them, what norm and activation left."""
+
+    below: Tensor
+    norm: tuple[Tensor, Tensor, Tensor, Tensor] | None  # its input, its output, mean, 1 / deviation
+    slope: Tensor | None
+
+
+class Tape(NamedTuple):
+    """What `Net.backward` needs of a forward pass: its layers from first to last, and whose they are."""
+
+    branch: str
+    layers: list[_Kept]
+    version: int
+
+
+class _Pass(torch.autograd.Function):
+    """`Net.forward` as one node of the graph. The gradients of the parameters go straight where Adam finds them."""
+
+    @staticmethod
+    def forward(ctx: Any, net: Net, branch: str, lead: Tensor, *parts: Tensor) -> Tensor:
+        """`lead` is a parameter; it requires a gradient if the parameters are to learn, so that autograd comes back."""
+        out, ctx.tape = net.forward(parts, branch)
+        ctx.net, ctx.shapes = net, [part.shape for part in parts]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        net, (_, _, learn, *needed) = ctx.net, ctx.needs_input_grad
+        ends = list(accumulate(shape[-1] for shape in ctx.shapes))
+        starts = [0, *ends[:-1]]
+        wanted = [i for i, need in enumerate(needed) if need]
+        columns = slice(starts[wanted[0]], ends[wanted[-1]]) if wanted else None
+        grad = net.backward(grads[0], ctx.tape, learn, columns)
+        found: list[Tensor | None] = [None] * len(needed)
+        for i in wanted:
+            first = starts[wanted[0]]
+            own = grad[..., starts[i] - first : ends[i] - first]
+            found[i] = own.sum(1) if own.dim() > len(ctx.shapes[i]) else own
+        return None, None, None, *found
+
+
+def _linear(h: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """Return h kernel + bias; a matrix product of width 1 would not be block-invariant."""
+    if kernel.shape[-1] == 1:
+        return (h * kernel.mT).sum(-1, keepdim=True) + bias
+    return torch.baddbmm(bias, h, kernel)
+
+
+def _times(grad: Tensor, kernel: Tensor) -> Tensor:
+    """Return the derivative by a layer's input: grad kernel^T."""
+    return grad * kernel.mT if grad.shape[-1] == 1 else torch.bmm(grad, kernel.mT)
 
 
 class Net:
@@ -151,43 +219,132 @@ class Net:
     def _bind(self) -> None:
         """Make the leaf views that the layers read, each with its slice of the gradient matrix as `.grad`."""
         assert self.flat.grad is not None
-        self._views, self._frozen = {}, {}
+        self._views, self._frozen, grads = {}, {}, {}
         for slot, (start, shape) in self._slots.items():
             columns = slice(start, start + math.prod(shape))
             self._frozen[slot] = torch.unflatten(self.flat[:, columns], 1, shape)
             view = self._frozen[slot].detach().requires_grad_()
-            view.grad = torch.unflatten(self.flat.grad[:, columns], 1, shape)
+            view.grad = grads[slot] = torch.unflatten(self.flat.grad[:, columns], 1, shape)
             self._views[slot] = view
+        self._layers = {branch: self._layers_of(self._frozen, branch) for branch in self.branches}
+        self._grads = {branch: self._layers_of(grads, branch) for branch in self.branches}
 
-    def __call__(self, x: Tensor, branch: str = "", frozen: bool = False) -> Tensor:
+    def __call__(self, x: Tensor | Sequence[Tensor], branch: str = "", frozen: bool = False) -> Tensor:
         """Apply one branch.
 
         Args:
-            x: (S, B, in), the same rows for every member, or (S, E, B, in), rows of their own.
+            x: (S, B, in), the same rows for every member, or (S, E, B, in), rows of their own; or several such
+                tensors, whose last axes together make `in`.
             branch: which branch.
             frozen: let gradients flow to the input, not to the parameters.
 
         Returns:
             (S, B, out) for one member, (S, E, B, out) for more.
         """
-        spec, views = self.branches[branch], self._frozen if frozen else self._views
-        if x.dim() == 3 and self.members > 1:
-            x = x.unsqueeze(1).expand(-1, self.members, -1, -1)
-        h = x.reshape(self.seeds * self.members, *x.shape[-2:])
-        last = len(spec.sizes) - 2
-        for i in range(last + 1):
-            prefix = f"{branch}/{i}."
-            kernel, bias = views[prefix + "kernel"], views[prefix + "bias"].unsqueeze(1)
-            if spec.sizes[i + 1] == 1:  # a matrix product of width 1 is not block-invariant
-                h = (h * kernel.mT).sum(-1, keepdim=True) + bias
-            else:
-                h = torch.baddbmm(bias, h, kernel)
-            if prefix + "scale" in views:
-                h = F.layer_norm(h, h.shape[-1:], eps=spec.layer_norm or 0.0)
-                h = torch.addcmul(views[prefix + "shift"].unsqueeze(1), h, views[prefix + "scale"].unsqueeze(1))
-            if i < last:
-                h = spec.activation(h)
+        parts = (x,) if isinstance(x, Tensor) else tuple(x)
+        if self.branches[branch].activation in _WITH_SLOPE:
+            lead = (self._frozen if frozen else self._views)[f"{branch}/0.kernel"]
+            if torch.is_grad_enabled() and any(t.requires_grad for t in (lead, *parts)):
+                return _Pass.apply(self, branch, lead, *parts)  # type: ignore[no-untyped-call, no-any-return]
+            return self.forward(parts, branch, keep=False)[0]
+        return self._by_seed(self._plain(self._rows(parts), branch, frozen))
+
+    def _by_seed(self, h: Tensor) -> Tensor:
         return h if self.members == 1 else torch.unflatten(h, 0, (self.seeds, self.members))
+
+    def _rows(self, parts: Sequence[Tensor]) -> Tensor:
+        """Put inputs side by side, and once for every member: (S E, B, in)."""
+        if self.members > 1:
+            parts = [p.unsqueeze(1).expand(-1, self.members, -1, -1) if p.dim() == 3 else p for p in parts]
+        x = parts[0] if len(parts) == 1 else torch.cat(tuple(parts), -1)
+        return x.reshape(self.seeds * self.members, *x.shape[-2:])
+
+    def _layers_of(self, views: Mapping[str, Tensor], branch: str) -> list[_Layer]:
+        layers = []
+        for i in range(len(self.branches[branch].sizes) - 1):
+            kernel, bias, scale, shift = (views.get(f"{branch}/{i}.{kind}") for kind in KINDS)
+            assert kernel is not None
+            assert bias is not None
+            affine = None if scale is None or shift is None else (scale.unsqueeze(1), shift.unsqueeze(1))
+            layers.append(_Layer(kernel, bias.unsqueeze(1), affine))
+        return layers
+
+    def _plain(self, h: Tensor, branch: str, frozen: bool) -> Tensor:
+        """Rows (S E, B, in) -> (S E, B, out), differentiated by autograd."""
+        spec = self.branches[branch]
+        layers = self._layers[branch] if frozen else self._layers_of(self._views, branch)
+        for i, (kernel, bias, affine) in enumerate(layers):
+            h = _linear(h, kernel, bias)
+            if affine is not None:
+                h = F.layer_norm(h, h.shape[-1:], eps=spec.layer_norm or 0.0)
+                h = torch.addcmul(affine[1], h, affine[0])
+            if i < len(layers) - 1:
+                h = spec.activation(h)
+        return h
+
+    def forward(self, parts: Sequence[Tensor], branch: str = "", keep: bool = True) -> tuple[Tensor, Tape]:
+        """Apply one branch as a call does, outside of autograd; returns the output and, if kept, what `backward` needs.
+
+        For networks whose activation has a written-out derivative alone (`_WITH_SLOPE`).
+        """
+        spec, kept = self.branches[branch], []
+        layers, activation = self._layers[branch], _WITH_SLOPE[spec.activation]
+        h = self._rows(parts)
+        for i, (kernel, bias, affine) in enumerate(layers):
+            below, norm, slope = h, None, None
+            h = _linear(h, kernel, bias)
+            if affine is not None:
+                norm = (h, *torch.native_layer_norm(h, h.shape[-1:], None, None, spec.layer_norm or 0.0))
+                h = torch.addcmul(affine[1], norm[1], affine[0], out=None if keep else norm[1])
+            if i < len(layers) - 1:
+                h, slope = activation(h, keep)
+            if keep:
+                kept.append(_Kept(below, norm, slope))
+        return self._by_seed(h), Tape(branch, kept, self.flat._version)
+
+    def backward(self, grad: Tensor, tape: Tape, learn: bool = True, columns: slice | None = None) -> Tensor | None:
+        """Go back through `forward`: add to the gradients of the parameters, return that of the input.
+
+        Args:
+            grad: the derivative by the output, of the output's shape.
+            tape: what `forward` kept.
+            learn: whether to add to the gradients of the parameters.
+            columns: which columns of the input to differentiate by; None for none.
+
+        Returns:
+            (S, B, columns) for one member, (S, E, B, columns) for more.
+
+        Raises:
+            RuntimeError: the parameters have changed since.
+        """
+        if self.flat._version != tape.version:
+            raise RuntimeError(f"{self.name}: the parameters have changed since the forward pass")
+        grad = grad.reshape(-1, *grad.shape[-2:])
+        for i in reversed(range(len(tape.layers))):
+            (below, norm, slope), (kernel, _, affine) = tape.layers[i], self._layers[tape.branch][i]
+            into = self._grads[tape.branch][i] if learn else None
+            if slope is not None:
+                grad.mul_(slope)  # the output's layer has none: `grad` is our own by now
+            if norm is not None and affine is not None:
+                linear, normed, mean, rstd = norm
+                if into is not None and into.affine is not None:
+                    into.affine[0].add_((grad * normed).sum(1, keepdim=True))
+                    into.affine[1].add_(grad.sum(1, keepdim=True))
+                grad = grad * affine[0]
+                mask = (True, False, False)
+                grad = _layer_norm_backward(grad, linear, grad.shape[-1:], mean, rstd, None, None, mask)[0]
+            if into is not None:
+                into.bias.add_(grad.sum(1, keepdim=True))
+                if grad.shape[-1] == 1:
+                    into.kernel.add_((below * grad).sum(1).unsqueeze(-1))
+                else:
+                    into.kernel.baddbmm_(below.mT, grad)
+            if i > 0:
+                grad = _times(grad, kernel)
+        if columns is None:
+            return None
+        first = max(0, min(columns.start, columns.stop - 8))  # not one column alone, see `_linear`
+        return self._by_seed(_times(grad, kernel[:, first : columns.stop])[..., columns.start - first :])
 
     def parameter(self, slot: str) -> Tensor:
         """Return one parameter, (S, E, *shape), sharing memory; `slot` is "branch/layer.kind"."""
@@ -208,6 +365,8 @@ class Net:
             for slot, (start, shape) in self._slots.items()
         }
         other._views = other._frozen
+        other._layers = {branch: other._layers_of(other._frozen, branch) for branch in self.branches}
+        other._grads = {}
         return other
 
     def follow(self, online: Net, rate: float) -> None:
@@ -273,13 +432,15 @@ class Adam:
         assert grad is not None
         per_seed = grad.view(self.net.seeds, -1)
         norm: Tensor = torch.linalg.vector_norm(per_seed, dim=1)
-        if self.clip is not None:
+        if self.clip is not None and not bool((norm < self.clip).all()):  # else the factors are 1
             per_seed.mul_(torch.where(norm < self.clip, 1.0, self.clip / norm).unsqueeze(1))
-        # The functional form: the class costs 1.5 s of imports at its first use and more time per step than the kernel.
-        adam(
-            [self.net.flat], [grad], [self._first], [self._second], [], [self._steps], fused=True, amsgrad=False,
+        self._steps += 1
+        # The bare kernel: the class costs 1.5 s of imports at its first use, and per step more time than the kernel.
+        torch._fused_adam_(
+            [self.net.flat], [grad], [self._first], [self._second], [], [self._steps], amsgrad=False,
             beta1=0.9, beta2=0.999, lr=self.lr, weight_decay=0.0, eps=1e-8, maximize=False,
         )  # fmt: skip
+        increment_version(self.net.flat)  # the kernel leaves that out; see `Net.backward`
         grad.zero_()
         return norm
 
@@ -291,40 +452,3 @@ class Adam:
         """Restore `state()`."""
         for name, tensor in (("first", self._first), ("second", self._second), ("steps", self._steps)):
             tensor.copy_(state[name])
-
-
-class HLGauss:
-    """Scalar values as histograms: the two-sided cut Gaussian of `mad-td` 3.2, with the zero prior.
-
-    Args:
-        bins: number of bins; their centres span [low, high].
-        sigma: standard deviation of the Gaussian in bin widths.
-        prior: factor of the constant logits `prior * p(0)`, always added to the network's output.
-    """
-
-    def __init__(self, bins: int, low: float, high: float, sigma: float, prior: float) -> None:
-        width = (high - low) / (bins - 1)
-        self.low, self.high, self.scale = low, high, sigma * width * math.sqrt(2.0)
-        self.centres = torch.linspace(low, high, bins, dtype=torch.float64).float()
-        self._edges = (
-            torch.linspace(low - width / 2, high + width / 2, bins + 1, dtype=torch.float64) / self.scale
-        ).float()
-        self._prior = prior * self.encode(torch.zeros(1))[0]
-
-    def encode(self, y: Tensor) -> Tensor:
-        """Return the probabilities of scalars `y`, shape (*y.shape, bins); values beyond the range are clipped."""
-        y = y.clamp(self.low, self.high).unsqueeze(-1) / self.scale
-        cdf = torch.erf(self._edges - y)
-        return cdf.diff(dim=-1) / (cdf[..., -1:] - cdf[..., :1])
-
-    def log_probabilities(self, output: Tensor) -> Tensor:
-        """Return log-probabilities of a network output (..., bins), prior included."""
-        return F.log_softmax(output + self._prior, dim=-1)
-
-    def expect(self, output: Tensor) -> Tensor:
-        """Return the expected value of a network output (..., bins), prior included, shape (...)."""
-        return (F.softmax(output + self._prior, dim=-1) * self.centres).sum(-1)
-
-    def decode(self, log_probabilities: Tensor) -> Tensor:
-        """Return the expected value, shape (...)."""
-        return (log_probabilities.exp() * self.centres).sum(-1)

@@ -1,4 +1,4 @@
-"""A ring buffer of transitions with a leading seed axis."""
+"""A ring buffer of transitions with a leading seed axis, and the parts of one that a split keeps from each other."""
 
 from __future__ import annotations
 
@@ -85,6 +85,48 @@ class Replay:
             target[:, : rows.shape[1]] = rows
 
 
+class Part:
+    """The rows of a replay on one side of a split that is known in advance.
+
+    A row is counted as soon as it is stored; rows have their place in the part, 0 being its oldest.
+
+    Args:
+        replay: one that never overwrites a row.
+        chosen: of each seed, the row numbers of the whole run that belong to the part, ascending, (n_s,) of int64.
+
+    Raises:
+        ValueError: a row number beyond the replay's capacity.
+    """
+
+    def __init__(self, replay: Replay, chosen: Sequence[np.ndarray]) -> None:
+        if any(len(own) and own[-1] >= replay.capacity for own in chosen):
+            raise ValueError(f"a part needs rows that a replay of {replay.capacity} does not keep")
+        self.replay, self._chosen = replay, list(chosen)
+        self._places = torch.zeros(len(self._chosen), max(map(len, self._chosen)), dtype=torch.int64)
+        for line, own in zip(self._places, self._chosen, strict=True):
+            line[: len(own)] = torch.from_numpy(own)
+        self._row = torch.arange(len(self._chosen))
+
+    @property
+    def sizes(self) -> Tensor:
+        """The rows of each seed that are stored already, (S,) of int64."""
+        stored = zip(self._chosen, self.replay.sizes.tolist(), strict=True)
+        return torch.tensor([int(np.searchsorted(own, size)) for own, size in stored])
+
+    @property
+    def size(self) -> int:
+        """The stored rows that every seed has."""
+        return int(self.sizes.min())
+
+    def absolute(self, indices: Tensor) -> Tensor:
+        """Return the replay's row numbers, (S, ...), of places in the part, (S, ...) of int64."""
+        return self._places[self._row.view(-1, *[1] * (indices.dim() - 1)), indices]
+
+    def rows(self, indices: Tensor) -> dict[str, Tensor]:
+        """Gather rows: `indices` (S, ...) of int64 below the seed's size -> each field (S, ..., *shape)."""
+        return self.replay.rows(self.absolute(indices))
+
+
 def draw(generators: Sequence[np.random.Generator], size: int | Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Draw uniform row indices with replacement, (S, *shape), each seed from its own generator.
 
@@ -92,3 +134,15 @@ def draw(generators: Sequence[np.random.Generator], size: int | Sequence[int], s
     """
     sizes = [size] * len(generators) if isinstance(size, int) else size
     return torch.from_numpy(np.stack([g.integers(n, size=shape) for g, n in zip(generators, sizes, strict=True)]))
+
+
+def spread(generators: Sequence[np.random.Generator], sizes: Sequence[int], count: int) -> Tensor:
+    """Draw row indices, (S, count), that cover the rows evenly: each is drawn as often as any other, or once more.
+
+    For measurements: where rows are few, drawing with replacement would add noise for nothing. `sizes` are at least 1.
+    """
+    drawn = []
+    for generator, size in zip(generators, sizes, strict=True):
+        rest = generator.choice(size, count % size, replace=False)
+        drawn.append(np.concatenate([np.tile(np.arange(size), count // size), rest]))
+    return torch.from_numpy(np.stack(drawn))

@@ -6,9 +6,11 @@
     step = env.step(action)  # action in [-1, 1]
     env.restore(before)  # the same action now gives the same reward and the same next observation
 
-Two suites: "dmc" (the DeepMind Control suite; MAD-TD and FTFL) and "gymnasium" (MuJoCo; FTFL's spared tasks). FTFL's
-Gym tasks were those of gym 0.23; v4 is nearest to them, v5 changed observations and rewards (FTFL section 6.2).
-Neither simulator is imported before `make`: the command line checks task names without paying for them.
+Three suites: "dmc" (the DeepMind Control suite; MAD-TD and FTFL), "gymnasium" (MuJoCo; FTFL's spared tasks) and
+"metaworld" (MAD-TD's appendix). FTFL's Gym tasks were those of gym 0.23; v4 is nearest to them, v5 changed observations
+and rewards (FTFL section 6.2). "garnet" names small random decision problems, for theory: tables of probabilities that
+a protocol reads (`dynarep.envs.garnet`) and nobody can step.
+No simulator is imported before `make`: the command line checks task names without paying for them.
 """
 
 from collections.abc import Sequence
@@ -17,10 +19,11 @@ from dynarep.configs import EnvironmentConfig
 from dynarep.envs.base import Env, EnvError, Snapshot, Step, unknown
 from dynarep.envs.control_suite import ControlSuite
 from dynarep.envs.gymnasium_suite import Gymnasium
+from dynarep.envs.metaworld_suite import MetaWorld
 
 __all__ = ["Env", "EnvError", "Snapshot", "Step", "from_config", "known_tasks", "make", "split_task"]
 
-# suite.ALL_TASKS of dm-control 1.0.28 (a test compares them), and Gymnasium's MuJoCo tasks.
+# suite.ALL_TASKS of dm-control 1.0.28, Gymnasium's MuJoCo tasks, all of Meta-World 3.1.1 (tests compare them).
 _TASKS = {
     "dmc": """
         acrobot-swingup acrobot-swingup_sparse ball_in_cup-catch cartpole-balance cartpole-balance_sparse
@@ -37,11 +40,26 @@ _TASKS = {
         Ant-v5 HalfCheetah-v5 Hopper-v5 Humanoid-v5 HumanoidStandup-v5 InvertedDoublePendulum-v5
         InvertedPendulum-v5 Pusher-v5 Reacher-v5 Swimmer-v5 Walker2d-v5
     """,
+    "metaworld": """
+        metaworld-assembly metaworld-basketball metaworld-bin-picking metaworld-box-close
+        metaworld-button-press-topdown metaworld-button-press-topdown-wall metaworld-button-press
+        metaworld-button-press-wall metaworld-coffee-button metaworld-coffee-pull metaworld-coffee-push
+        metaworld-dial-turn metaworld-disassemble metaworld-door-close metaworld-door-lock metaworld-door-open
+        metaworld-door-unlock metaworld-hand-insert metaworld-drawer-close metaworld-drawer-open metaworld-faucet-open
+        metaworld-faucet-close metaworld-hammer metaworld-handle-press-side metaworld-handle-press
+        metaworld-handle-pull-side metaworld-handle-pull metaworld-lever-pull metaworld-pick-place-wall
+        metaworld-pick-out-of-hole metaworld-pick-place metaworld-plate-slide metaworld-plate-slide-side
+        metaworld-plate-slide-back metaworld-plate-slide-back-side metaworld-peg-insert-side metaworld-peg-unplug-side
+        metaworld-soccer metaworld-stick-push metaworld-stick-pull metaworld-push metaworld-push-wall
+        metaworld-push-back metaworld-reach metaworld-reach-wall metaworld-shelf-place metaworld-sweep-into
+        metaworld-sweep metaworld-window-open metaworld-window-close
+    """,
+    "garnet": "garnet-20-4-1 garnet-20-4-3",
 }
 
 
 def known_tasks(suite: str) -> list[str]:
-    """Names of the tasks of a suite ("dmc" or "gymnasium"); imports no simulator. EnvError for another suite."""
+    """Names of the tasks of a suite; imports no simulator. EnvError for an unknown suite."""
     if suite not in _TASKS:
         raise EnvError(f"unknown suite {suite!r}: {' or '.join(_TASKS)}")
     return _TASKS[suite].split()
@@ -69,10 +87,12 @@ def make(
     """Make a task of a suite; call `reset` next.
 
     Args:
-        suite: "dmc" or "gymnasium".
+        suite: "dmc", "gymnasium" or "metaworld".
         task: one of `known_tasks(suite)`.
-        action_repeat: frames per agent step (MAD-TD section 6.2: 2 on DMC; FTFL section 6: 1).
-        reward_scale: factor on every reward (ours: dose-response of FTFL's first cause, small rewards beside states).
+        action_repeat: frames per agent step (MAD-TD section 6.2: 2 on DMC; FTFL section 6: 1; TD-MPC2: 2
+            on Meta-World, BRO: 1).
+        reward_scale: factor on every reward (ours: dose-response of FTFL's first cause, small rewards beside states; on
+            Meta-World 0.1 keeps values, 2000 without it, within the range of MAD-TD's critic).
         drop_observations: names of observation entries that nobody gets to see, "dmc" only (FTFL section 6.1: hopper
             without "touch").
         zero_contact_forces: contact forces in the observation read 0, "gymnasium" only; tasks that do not observe any
@@ -85,13 +105,17 @@ def make(
     tasks = known_tasks(suite)
     if task not in tasks:
         raise unknown("task", task, tasks)
-    if suite == "dmc":
-        if zero_contact_forces:
-            raise EnvError(f"{task}: zero_contact_forces is for Gymnasium's tasks; drop_observations removes an entry")
-        return ControlSuite(task, action_repeat, reward_scale, drop_observations)
-    if drop_observations:
+    if suite == "garnet":
+        raise EnvError(f"{task} is a table of probabilities for the protocol td_spectrum: it has no simulator to step")
+    if drop_observations and suite != "dmc":
         given = ", ".join(drop_observations)
-        raise EnvError(f"{task}: drop_observations ({given}) is for dmc tasks, Gymnasium's entries have no names")
+        raise EnvError(f"{task}: drop_observations ({given}) is for dmc tasks, the entries of others have no names")
+    if zero_contact_forces and suite != "gymnasium":
+        raise EnvError(f"{task}: zero_contact_forces is for Gymnasium's tasks; drop_observations removes an entry")
+    if suite == "dmc":
+        return ControlSuite(task, action_repeat, reward_scale, drop_observations)
+    if suite == "metaworld":
+        return MetaWorld(task, action_repeat, reward_scale)
     return Gymnasium(task, action_repeat, reward_scale, zero_contact_forces)
 
 

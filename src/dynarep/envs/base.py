@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +32,15 @@ class Step:
     """What one agent step gave.
 
     `obs`: float32, shape (obs_size,). `reward`: summed over the repeated frames, times `reward_scale`. `terminated`:
-    the task ended (no bootstrap). `truncated`: the time limit ended the episode (bootstrap).
+    the task ended (no bootstrap). `truncated`: the time limit ended the episode (bootstrap). `success`: the task was
+    solved after the last of the repeated frames; False where the suite does not say (`Env.reports_success`).
     """
 
     obs: Observation
     reward: float
     terminated: bool
     truncated: bool
+    success: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +65,10 @@ class Env(abc.ABC):
 
     `obs_size`, `action_size`: lengths of the vectors. `action_repeat`: frames (control steps of the suite) per agent
     step. `episode_frames`: the time limit in frames. An episode depends on task and seed only, whatever the object did
-    before. Made by `make`.
+    before. Made by `make`. `reports_success`: whether the suite says if a task is solved.
     """
+
+    reports_success: ClassVar[bool] = False
 
     obs_size: int
     action_size: int
@@ -74,6 +78,7 @@ class Env(abc.ABC):
     _high: FloatArray
     _model: Any  # mujoco.MjModel
     _data: Any  # mujoco.MjData
+    _success: bool = False  # after the last frame
 
     def __init__(self, task: str, action_repeat: int, reward_scale: float) -> None:
         if action_repeat < 1 or not math.isfinite(reward_scale):
@@ -128,7 +133,7 @@ class Env(abc.ABC):
             if terminated or truncated:
                 self._refusal = _OVER
                 break
-        return Step(self._observe(), reward * self._reward_scale, terminated, truncated)
+        return Step(self._observe(), reward * self._reward_scale, terminated, truncated, self._success)
 
     def snapshot(self) -> Snapshot:
         """Capture, in float64, all that the next step depends on.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from dynarep import records
+from dynarep import published, records
 from dynarep.experiment import Experiment, Job
 from dynarep.figures import drawing, pages, points
 
@@ -20,13 +20,13 @@ FORMATS = ("svg", "pdf", "png")
 
 
 def table(experiment: Experiment, tier: str, results: Path) -> pd.DataFrame:
-    """Return what is shown: `points.COLUMNS`, or of a table of hyperparameters `pages.FIELDS`.
+    """Return what is shown: `points.COLUMNS`, or of a table made from the code `pages.FIELDS` or `pages.LAYERS`.
 
     Raises:
         UserError: it needs runs, and there are none at this tier, or none of them is there.
     """
     if experiment.spec.from_defaults:
-        return pages.hyperparameters(experiment)
+        return pages.from_defaults(experiment)
     return points.table(experiment, tier, results)
 
 
@@ -66,7 +66,9 @@ def write(experiment: Experiment, tier: str, results: Path, figures: Path) -> li
 def note(experiment: Experiment, tier: str, data: pd.DataFrame) -> str:
     """Return the line under the figure: tier, seeds found of planned, reductions, whether a claim is judged."""
     if experiment.spec.from_defaults:
-        return "Read from the code: every default, and where it comes from. The same at every tier."
+        table = experiment.spec.table
+        assert table is not None
+        return f"Read from the code: {pages.WHAT[table.kind]}. The same at every tier."
     means = data[data["seed"].isna() & (data["series"] != points.PUBLISHED)]
     n, planned = int(means["n"].min()), int(means["planned"].max())
     words = [f"Tier {tier}: {n} of {planned} seeds."]
@@ -77,10 +79,23 @@ def note(experiment: Experiment, tier: str, data: pd.DataFrame) -> str:
         words.append(f"{len(absent)} of {len(arms)} arms have no runs yet.")
     changed = reductions(experiment, tier)
     words.append(f"Reduced: {', '.join(changed)}." if changed else "Full size.")
-    judging = [claim for claim in experiment.spec.judged() if claim.tiers.get(tier, "untested") != "untested"]  # type: ignore[call-overload]
+    words += _read_off(experiment, data)
+    judging = [claim for claim in experiment.spec.judged() if claim.role(tier) != "untested"]
     if experiment.spec.claims and not judging:
         words.append("No claim is judged at this tier.")
     return " ".join(words)
+
+
+def _read_off(experiment: Experiment, data: pd.DataFrame) -> list[str]:
+    """Say which of the published numbers that are shown were read off a figure."""
+    labels = set(data[data["series"] == points.PUBLISHED]["variant"])
+    if not labels:
+        return []
+    rows = [row for row in published.read(experiment.folder) if row.label in labels and row.reading_error]
+    return [
+        f"{algorithm}: read off a figure, ±{error:g}."
+        for algorithm, error in dict.fromkeys((row.algorithm, row.reading_error) for row in rows)
+    ]
 
 
 def reductions(experiment: Experiment, tier: str) -> list[str]:

@@ -76,7 +76,7 @@ def figure(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
                 ax.set_axis_off()
                 continue
             _panel(ax, panel, points, experiment)
-            _published(ax, points, sources)
+            _published(ax, panel, points, sources)
             if band == 0 or bands > 1:
                 ax.set_title(task)
             if place % columns == 0:
@@ -112,12 +112,24 @@ def _panel(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) 
         ax.axhline(panel.reference, color="0.35", lw=1, ls=DOTTED, label=panel.reference_label or None)
 
 
-def _published(ax: Any, points: pd.DataFrame, sources: list[str]) -> None:
-    """Draw a grey line across for each published number; a source looks the same in every place."""
-    for _, row in points[points["series"] == PUBLISHED].iterrows():
-        number = sources.index(row["variant"])
+def _published(ax: Any, panel: Panel, points: pd.DataFrame, sources: list[str]) -> None:
+    """Draw published numbers in grey, a source the same in every place: a line across for each, or a curve over frames.
+
+    The bars of a curve's points are intervals over seeds, or the reading error of a number that was read off a figure.
+    """
+    for source, theirs in points[points["series"] == PUBLISHED].groupby("variant", sort=False):
+        number = sources.index(str(source))
         grey, dashes = ("0.35", "0.65")[number // len(STYLES) % 2], STYLES[number % len(STYLES)]
-        ax.axhline(row["estimate"], color=grey, lw=1, ls=dashes, label=row["variant"], zorder=0.5)
+        look: dict[str, Any] = {"color": grey, "ls": dashes, "lw": 1, "label": source, "zorder": 0.5}
+        if panel.kind == "curves":
+            line = theirs.sort_values("x").astype({"low": float, "high": float})
+            ends = [line["estimate"] - line["low"], line["high"] - line["estimate"]]
+            bars = np.nan_to_num(np.array(ends))  # no length where nothing is known
+            mark = MARKERS[number % len(MARKERS)]
+            ax.errorbar(line["x"], line["estimate"], bars, marker=mark, ms=3, elinewidth=0.8, **look)
+        else:
+            for height in theirs["estimate"]:
+                ax.axhline(height, **look)
 
 
 class _PlainLog(LogFormatter):
@@ -139,15 +151,20 @@ def _groups(points: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 
 
 def _curves(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) -> None:
-    """Of one metric, colour and line style are the variant; of several, colour is the metric."""
+    """Of one metric, colour and line style are the variant, or colour is its series; of several, the metric."""
     variants = experiment.spec.variants
-    several = len(panel.metrics) > 1
-    colours = _colours(panel.metrics if several else variants)
+    several, families = len(panel.metrics) > 1, panel.colour_by == "series"
+    family = {name: (families and variant.series) or name for name, variant in variants.items()}
+    colours = _colours(panel.metrics if several else family.values())
     styles = dict(zip(variants, STYLES * len(variants), strict=False))
+    if families:
+        shown = experiment.shown(panel)
+        mates = {name: [other for other in shown if family[other] == family[name]] for name in shown}
+        styles = {name: STYLES[mates[name].index(name)] for name in shown}
     for variant, metric, line in _groups(points):
         label = variants[variant].label
         label = f"{panel.metrics[metric]}, {label}" if several else label
-        colour = colours[metric if several else variant]
+        colour = colours[metric if several else family[variant]]
         ax.plot(line["x"], line["estimate"], color=colour, ls=styles[variant], lw=1.6, label=label)
         ax.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.13, lw=0)
     ax.set_xlabel({"update": "updates", "frame": "frames", "agent_step": "agent steps"}[panel.x])
@@ -221,4 +238,24 @@ def _calibration(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experi
     ax.set_xlabel("real reward (mean of each tenth)")
 
 
-_DRAW = {"curves": _curves, "dots": _finals, "final": _finals, "dose": _doses, "calibration": _calibration}
+def _spectrum(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) -> None:
+    """A mark per eigenvalue, a line at the mean of the smallest real part; left of the dotted line lies divergence."""
+    variants = experiment.spec.variants
+    names = experiment.shown(panel)
+    colours = _colours(names)
+    for variant, _, group in _groups(points):
+        values, mean = group[group["seed"].notna()], group[group["seed"].isna()].iloc[0]
+        look: dict[str, Any] = {"ms": 3, "alpha": 0.5, "color": colours[variant], "label": variants[variant].label}
+        ax.plot(values["x"], values["estimate"], MARKERS[names.index(variant) % len(MARKERS)], **look)
+        ax.axvline(mean["estimate"], color=colours[variant], lw=1.2, ls=STYLES[names.index(variant) % len(STYLES)])
+    ax.axvline(0, color="0.35", lw=1, ls=DOTTED, label="limit of stability")
+    if panel.scale == "symlog":
+        ax.set_xscale("symlog", linthresh=panel.linear_within)
+        ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_xlabel("real part")
+
+
+_DRAW = {
+    **{"curves": _curves, "dots": _finals, "final": _finals, "dose": _doses},
+    **{"calibration": _calibration, "spectrum": _spectrum},
+}

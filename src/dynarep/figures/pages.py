@@ -1,4 +1,4 @@
-"""Tables as pages: returns from the runs, hyperparameters from the code; both drawn as text with matplotlib."""
+"""Tables as pages: returns from the runs, hyperparameters and networks from the code; drawn as text with matplotlib."""
 
 from __future__ import annotations
 
@@ -14,13 +14,55 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from dynarep.configs import AgentConfig, PartConfig, ProtocolConfig, registry
+from dynarep.configs.mad_td import MadTDConfig
 from dynarep.experiment import Experiment, plain
 from dynarep.figures.points import PUBLISHED
+from dynarep.schema import ResultTable
 
+WHAT = {
+    "hyperparameters": "every default, and where it comes from",
+    "architecture": "every layer at the default width, and its parameters",
+}
 FIELDS = ["part", "field", "default", "changed_by", "source"]
+LAYERS = ["size", "net", "layer", "inputs", "outputs", "norm", "activation", "parameters"]
+# What a `Spec` does not say: what is done to its output (`mad-td` 3.2), and how many such networks there are
+LAST = {"encoder": "SimNorm", "dynamics": "SimNorm", "reward": "none", "critic": "softmax over bins", "actor": "tanh"}
+COPIES = {"critic": 2}
 LETTER, LINE = 0.066, 0.165  # inches that a letter and a line of text take at the size of a page
 MOST_LETTERS = 56  # of a column; longer text is broken into lines
 HEADER_LETTERS = 22
+
+
+def from_defaults(experiment: Experiment) -> pd.DataFrame:
+    """Return a table that is made from the code: FIELDS or LAYERS."""
+    table = experiment.spec.table
+    assert table is not None
+    return hyperparameters(experiment) if table.kind == "hyperparameters" else architecture(table)
+
+
+def architecture(table: ResultTable) -> pd.DataFrame:
+    """Return a row per layer of MAD-TD's networks, then one per network with all its copies, then the sum: LAYERS.
+
+    Once for every size of observation and action that the table names.
+    """
+    from dynarep.agents import mad_td  # PyTorch
+
+    rows: list[list[Any]] = []
+    for size, (obs, action) in table.sizes.items():
+        total = 0
+        for net, spec in mad_td.architecture(MadTDConfig(), obs, action).items():
+            shapes, own, last = spec.parameters(), 0, len(spec.sizes) - 2
+            for layer, (inputs, outputs) in enumerate(zip(spec.sizes[:-1], spec.sizes[1:], strict=True)):
+                count = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(f"{layer}."))
+                norm = "LayerNorm" if f"{layer}.scale" in shapes else "none"
+                activation = LAST[net] if layer == last else spec.activation.__name__.capitalize()
+                rows.append([size, net, layer + 1, inputs, outputs, norm, activation, count])
+                own += count
+            copies = COPIES.get(net, 1)
+            rows.append([size, net, "all" if copies == 1 else f"all, x {copies}", "", "", "", "", copies * own])
+            total += copies * own
+        rows.append([size, "all networks", "", "", "", "", "", total])
+    return pd.DataFrame(rows, columns=LAYERS)
 
 
 def hyperparameters(experiment: Experiment) -> pd.DataFrame:
@@ -52,12 +94,27 @@ def hyperparameters(experiment: Experiment) -> pd.DataFrame:
 
 def page(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
     """Draw a table from its data, as tall as it has to be."""
-    if experiment.spec.from_defaults:
+    table = experiment.spec.table
+    assert table is not None
+    if table.kind == "hyperparameters":
         header, cells = FIELDS, data.fillna("").astype(str).to_numpy().tolist()
         header = ["part", "hyperparameter", "default", "changed by", "source of the default"]
+    elif table.kind == "architecture":
+        header, cells = _layers(data)
     else:
         header, cells = _returns(experiment, data)
     return _page(f"{experiment.spec.id}: {experiment.spec.title}", header, cells, note)
+
+
+def _layers(data: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells: a row per layer; where sizes differ, their values beside each other."""
+    sizes = list(dict.fromkeys(data["size"]))
+    cells = []
+    words = data.map(lambda value: "" if pd.isna(value) else _count(value))
+    for _, rows in words.groupby(["net", "layer"], sort=False):
+        values = [rows[column].tolist() for column in LAYERS[1:]]
+        cells.append([" / ".join(each if len(set(each)) > 1 else each[:1]) for each in values])
+    return [*LAYERS[1:-1], f"parameters ({' / '.join(sizes)})"], cells
 
 
 def _returns(experiment: Experiment, data: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -83,6 +140,11 @@ def _cell(row: Any, published: bool) -> str:
     interval = "" if pd.isna(row["low"]) else f" [{_number(row['low'])}, {_number(row['high'])}]"
     count = "" if pd.isna(row["n"]) else f"n = {int(row['n'])}" + ("" if published else f" of {int(row['planned'])}")
     return f"{_number(row['estimate'])}{interval}\n{count}"
+
+
+def _count(value: Any) -> str:
+    """Write a count with its thousands apart; a word as it is."""
+    return f"{value:,.0f}".replace(",", " ") if isinstance(value, int | float) else str(value)
 
 
 def _number(value: float) -> str:

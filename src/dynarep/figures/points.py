@@ -14,11 +14,11 @@ from scipy import stats as sps
 from dynarep import published, records
 from dynarep.errors import UserError
 from dynarep.experiment import Experiment
-from dynarep.schema import Panel
+from dynarep.schema import Panel, Shows
 
 COLUMNS = ["panel", "task", "series", "variant", "seed", "x", "estimate", "low", "high", "n", "planned"]
 PUBLISHED = "published"  # the series of numbers that are not ours; their variant is the label of their source
-PUBLISHED_TIER = "paper"  # the only tier whose budgets are those of the published numbers
+SPECTRA = 3  # ours: of as many seeds eigenvalues are shown; more are a blur
 
 Runs = Mapping[int, records.RunRecord]
 
@@ -56,8 +56,8 @@ def table(experiment: Experiment, tier: str, results: Path) -> pd.DataFrame:
                 common = {"panel": index, "task": task, "variant": variant, "planned": planned[task, variant]}
                 dose = experiment.spec.variants[variant].dose
                 rows += [{**common, **row} for row in _POINTS[panel.kind](panel, found, dose)]
-        if panel.published and tier == PUBLISHED_TIER:
-            rows += [{"panel": index, **row} for row in _published(experiment, [task for task, _ in runs])]
+        if tier in panel.published_tiers:
+            rows += [{"panel": index, **row} for row in _published(experiment, panel, [task for task, _ in runs])]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -67,10 +67,9 @@ def panels(experiment: Experiment) -> tuple[Panel, ...]:
     if spec.table is None:
         return spec.panels
     result = spec.table
-    metrics = {result.metric: result.label}
-    return (
-        Panel(kind="final", metrics=metrics, label=result.label, variants=result.variants, published=result.published),
-    )
+    form: dict[str, Any] = {name: getattr(result, name) for name in Shows.model_fields}
+    form |= {"metrics": {result.metric: result.label}, "label": result.label, "variants": result.variants}
+    return (Panel(kind="final", **form),)
 
 
 def mean_interval(values: np.ndarray, log: bool) -> dict[str, Any]:
@@ -128,10 +127,35 @@ def _calibration(panel: Panel, found: Runs, dose: float | None) -> Iterator[dict
             }
 
 
-def _published(experiment: Experiment, tasks: list[str]) -> Iterator[dict[str, Any]]:
-    for row in published.read(experiment.folder, tasks):
-        numbers = {"estimate": row.mean, "low": row.low, "high": row.high, "n": row.n_seeds, "planned": row.n_seeds}
+def _spectrum(panel: Panel, found: Runs, dose: float | None) -> Iterator[dict[str, Any]]:
+    """Eigenvalues of the first seeds, real part as x, imaginary as estimate; then all seeds' smallest, on average."""
+    for group in panel.metrics:
+        spectra: dict[int, np.ndarray] = {}
+        for seed, record in found.items():
+            metrics, values = record.columns["metric"], record.columns["value"]
+            real, imaginary = (
+                values[[name.startswith(f"{group}/") and name.endswith(f"/{part}") for name in metrics]]
+                for part in ("real", "imaginary")
+            )
+            if len(real):
+                spectra[seed] = real + 1j * imaginary
+        for seed, eigenvalues in list(spectra.items())[:SPECTRA]:
+            for value in eigenvalues:
+                yield {"series": group, "seed": seed, "x": value.real, "estimate": value.imag, "n": 1}
+        if spectra:
+            smallest = np.array([eigenvalues.real.min() for eigenvalues in spectra.values()])
+            yield {"series": group, **mean_interval(smallest, log=False)}
+
+
+def _published(experiment: Experiment, panel: Panel, tasks: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield a point per number; `low` and `high` are its interval, or the reading error where it has none."""
+    for row in published.shown(experiment.folder, panel, tasks):
+        low, high = row.bounds
+        numbers = {"estimate": row.mean, "low": low, "high": high, "n": row.n_seeds, "planned": row.n_seeds}
         yield {"task": row.task, "series": PUBLISHED, "variant": row.label, "x": row.env_step, **numbers}
 
 
-_POINTS = {"curves": _curves, "dots": _finals, "final": _finals, "dose": _finals, "calibration": _calibration}
+_POINTS = {
+    **{"curves": _curves, "dots": _finals, "final": _finals, "dose": _finals},
+    **{"calibration": _calibration, "spectrum": _spectrum},
+}

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from dynarep.configs import AgentConfig, EnvironmentConfig, ProtocolConfig
@@ -51,6 +52,14 @@ class Metrics:
     def latest(self, metric: str) -> list[float]:
         """Return the newest value of each seed that has one."""
         return [next(r.value for r in reversed(rows) if r.metric == metric) for rows in self.rows if rows]
+
+
+def usable(action: np.ndarray, k: int, diverged: np.ndarray) -> np.ndarray:
+    """Return seed k's action (a,) if it is finite, else zeros, and note in `diverged`, (S,), that it was not."""
+    if np.isfinite(action).all():
+        return action
+    diverged[k] = True
+    return np.zeros_like(action)
 
 
 class Protocol(abc.ABC):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,6 +87,17 @@ def collect(environment: EnvironmentConfig, seeds: Sequence[int], steps: int) ->
                 store.keep(what, arrays)
         collected.append(Transitions(**arrays))
     return collected
+
+
+@lru_cache(maxsize=2)
+def with_states(environment: EnvironmentConfig, seeds: tuple[int, ...], steps: int) -> list[Transitions]:
+    """Return each seed's random transitions with the simulator's states, which no file keeps.
+
+    The arms that one process trains one after the other meet the same data: they are collected for the first. Nobody
+    may write to them.
+    """
+    env = envs.from_config(environment)
+    return [random_transitions(env, seed, steps, snapshots=True) for seed in seeds]
 
 
 def random_transitions(env: Env, seed: int, steps: int, snapshots: bool = False) -> Transitions:

@@ -1,11 +1,15 @@
 """The frozen protocol: a small fixed buffer, then many updates without new data. Ours (design section 5).
 
     collect N + H transitions of a random policy; H of them, drawn at random, are held out
-    repeat U / K times:  the agent learns from K minibatches of the N (one agent step's learning at update ratio K)
-    at stated updates:   critic error on training, held-out and on-policy transitions          `measure`
+    repeat U / K times:  the agent learns from the N as in one agent step of K updates                 `advance`
+    at stated updates:   critic and model on training, held-out and on-policy transitions; episodes    `measure`
 
 It is a proxy for a high update ratio, cheap enough for a laptop: the policy moves, the data do not. On-policy
-transitions have the simulator's true reward and next observation, at the held-out states (`mad-td` 4.2).
+transitions have the simulator's true reward and next observation, at the held-out states (`mad-td` 4.2). As online,
+the newest transition is not learned from (`mad-td` 3.10): here always the same one.
+
+Divergence is a result. A seed is `diverged` from the first number that is not finite on, and while its mean value at
+on-policy transitions exceeds all that the task's rewards allow.
 """
 
 from __future__ import annotations
@@ -14,22 +18,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dynarep import envs
 from dynarep.agents.mad_td import MadTD
 from dynarep.configs import AgentConfig, EnvironmentConfig, ProtocolConfig
 from dynarep.configs.frozen import FrozenConfig
 from dynarep.configs.mad_td import MadTDConfig
-from dynarep.diagnostics.td import on_policy_step, td_error
+from dynarep.configs.online import asks_simulator
 from dynarep.protocols import Metrics, Protocol
-from dynarep.protocols.collect import Transitions, random_transitions
-from dynarep.replay import Replay, draw
+from dynarep.protocols.collect import with_states
+from dynarep.protocols.evaluation import Evaluator, ceiling, critic_along, critic_on, returns_of
+from dynarep.protocols.snapshots import Simulator
+from dynarep.replay import Part, Replay
 from dynarep.streams import stream
 
-BLOCK = 64  # agent steps whose replay indices come from one keyed generator: resuming needs no generator state
-TRAIN_ROWS = 256  # rows of the training set that its error is measured on
+BLOCK = 64  # agent steps of one `advance`
 
 
 class Frozen(Protocol):
@@ -41,42 +44,48 @@ class Frozen(Protocol):
         assert isinstance(agent, MadTDConfig)
         assert isinstance(protocol, FrozenConfig)
         self.config, self.seeds = protocol, list(seeds)
-        self.metrics, self.total = Metrics(self.seeds), protocol.updates
-        self._milestones = sorted({*protocol.measure_at, protocol.updates})
-        self.env = envs.from_config(environment)
-        self._collect()
+        self.metrics = Metrics(self.seeds)
+        ratio = agent.updates_per_step
+        self._milestones = sorted({-(-at // ratio) * ratio for at in (*protocol.measure_at, protocol.updates)})
+        self.total = self._milestones[-1]
+        self.diverged = np.zeros(len(self.seeds), bool)
+        self.evaluator = Evaluator(environment, self.seeds, self.diverged) if protocol.eval_episodes else None
+        self._collect(environment, asks_simulator(agent))
         self.agent = MadTD(agent, self.env.obs_size, self.env.action_size, self.seeds)
-        self._ceiling = environment.action_repeat * environment.reward_scale / (1 - agent.discount)
+        self._ceiling = ceiling(environment, agent.discount)
 
-    def _collect(self) -> None:
-        """Fill the training buffer and keep the held-out transitions with their simulator states."""
-        c, o, a = self.config, self.env.obs_size, self.env.action_size
-        fields = {"obs": (o,), "action": (a,), "reward": (), "next_obs": (o,), "mask": ()}
-        self.replay = Replay(fields, len(self.seeds), c.transitions)
-        held = Replay(fields, len(self.seeds), c.held_out)
-        self.snapshots = []
-        kept, out = [], []
-        for seed in self.seeds:
-            data = random_transitions(self.env, seed, c.transitions + c.held_out, snapshots=True)
-            order = stream(seed, "held out").permutation(len(data))
-            out.append(_rows(data, order[: c.held_out]))
-            kept.append(_rows(data, np.sort(order[c.held_out :])))
-            self.snapshots.append([data.snapshots[i] for i in order[: c.held_out]])
-        self.replay.add({name: np.stack([rows[name] for rows in kept]) for name in fields})
-        held.add({name: np.stack([rows[name] for rows in out]) for name in fields})
-        self.held = held.data
+    def _collect(self, environment: EnvironmentConfig, simulates: bool) -> None:
+        """Fill the replay, split it, and keep the simulator's states: of all rows if it is the model (`simulates`)."""
+        c, n = self.config, self.config.transitions + self.config.held_out
+        self.env = env = envs.from_config(environment)
+        collected = with_states(environment, tuple(self.seeds), n)
+        fields = {"obs": (env.obs_size,), "action": (env.action_size,), "reward": (), "next_obs": (env.obs_size,)}
+        self.replay = Replay({**fields, "mask": ()}, len(self.seeds), n)
+        rows = {name: np.stack([getattr(data, name) for data in collected]) for name in fields}
+        mask = np.stack([1.0 - data.ended for data in collected])  # 0 at an end of either kind (`mad-td` 3.7)
+        self.replay.add({**rows, "mask": mask})
+
+        held = np.zeros((len(self.seeds), n), bool)
+        for own, seed in zip(held, self.seeds, strict=True):
+            own[stream(seed, "held out").permutation(n)[: c.held_out]] = True
+        self.training = Part(self.replay, [np.flatnonzero(~own) for own in held])
+        self.held = Part(self.replay, [np.flatnonzero(own) for own in held])
+        starts = [[0, *(np.flatnonzero(data.ended) + 1).tolist()] for data in collected]
+        wanted = np.ones_like(held) if simulates else held
+        self.simulator = Simulator(env, self.seeds, self.replay, starts, wanted, self.diverged)
+        for states, own, data in zip(self.simulator.states, wanted, collected, strict=True):
+            states |= {int(row): data.snapshots[row] for row in np.flatnonzero(own)}
+        self._simulate = self.simulator.simulate if simulates else None
 
     def advance(self) -> dict[str, float]:
         """Learn up to the end of a block of agent steps or to the next measurement, whichever comes first."""
-        ratio = self.config.update_ratio
+        ratio = self.agent.config.updates_per_step
         if self.done == 0 and not self.metrics.rows[0]:
             self.measure()
         step = self.done // ratio
         stop = min(next(m for m in self._milestones if m > self.done) // ratio, (step // BLOCK + 1) * BLOCK)
-        generators = [stream(seed, "replay", step // BLOCK) for seed in self.seeds]
-        indices = draw(generators, self.replay.size, (BLOCK, ratio, self.agent.config.batch_size))
-        for t in range(step, stop):
-            self.agent.update(self.replay.rows(indices[:, t % BLOCK]))
+        for i in range(step, stop):
+            self.agent.learn(self.training, i, self._simulate)
         self.done = stop * ratio
         if self.done in self._milestones:
             self.measure()
@@ -85,59 +94,34 @@ class Frozen(Protocol):
             "held-out": float(np.median(self.metrics.latest("td_rms/validation"))),
         }
 
-    @torch.no_grad()
     def measure(self) -> None:
-        """Record the critic's error on training, held-out and on-policy transitions, and its values."""
-        agent = self.agent
-        values: dict[str, Tensor] = {}
-        generators = [stream(seed, "measure", self.done) for seed in self.seeds]
-        sets = {
-            "train": self.replay.rows(draw(generators, self.replay.size, (TRAIN_ROWS,))),
-            "validation": self.held,
-            "on_policy": self._on_policy(),
-        }
-        for name, rows in sets.items():
-            z, next_z = agent.encode(rows["obs"]), agent.encode(rows["next_obs"])
-            error = td_error(agent, z, rows["action"], rows["reward"], next_z, rows["mask"])
-            values |= {f"td_{kind}/{name}": error[kind] for kind in ("l2", "rms", "ce")}
-            values[f"q/{name}"] = error["q"]
-        values["td_rms/on_over_validation"] = values["td_rms/on_policy"] / values["td_rms/validation"]
-        # Beyond the ceiling (rewards are at most 1 a frame) a value is divergence, not estimation: `mad-td` 4.1.
-        q = values["q/on_policy"]
-        values["diverged"] = ((q > self._ceiling) | ~torch.isfinite(q)).float()
-        agent_step = self.config.transitions + self.config.held_out
-        self.metrics.add(agent_step, agent_step * self.env.action_repeat, self.done, values)
+        """Record critic and model on all kinds of transitions.
 
-    def _on_policy(self) -> Mapping[str, Tensor]:
-        """Held-out states with the current policy's action, and what the simulator makes of it."""
-        actions = self.agent.act(self.held["obs"])
-        outcomes = [
-            on_policy_step(self.env, states, action.numpy())
-            for states, action in zip(self.snapshots, actions, strict=True)
-        ]
-        return {
-            "obs": self.held["obs"],
-            "action": actions,
-            "reward": torch.from_numpy(np.stack([reward for reward, _ in outcomes])),
-            "next_obs": torch.from_numpy(np.stack([following for _, following in outcomes])),
-            "mask": self.held["mask"],  # the stored transition's, as in the reference
-        }
+        What costs more only at the end: the policy's return with the critic beside it, and the critic's sharpness.
+        """
+        c, agent, at = self.config, self.agent, self.done
+        sharpness_rows = c.sharpness_rows if at == self.total else 0
+        measured = critic_on(
+            agent, self.training, self.held, self.simulator.simulate, self.seeds, at, c.held_out, sharpness_rows
+        )
+        found = {metric: values.tolist() for metric, values in measured.items()}
+        agent_step = c.transitions + c.held_out
+        frame = agent_step * self.env.action_repeat
+        if self.evaluator and at == self.total:
+            played = self.evaluator.play(agent, c.eval_episodes, at)
+            along = critic_along(agent, played, c.horizon_margin, self._ceiling)
+            self.diverged |= np.array(along.pop("finite")) == 0
+            found |= {**returns_of(played), **along}
+        q = np.array(found["q/on_policy"])
+        self.diverged |= ~np.isfinite(q)
+        found["diverged"] = (self.diverged | (q > self._ceiling)).astype(float).tolist()
+        self.metrics.add(agent_step, frame, at, found)
 
     def state(self) -> dict[str, Any]:
-        """Return the agent: the data are collected again, to the same bytes, from the seeds."""
-        return self.agent.state()
+        """Return the agent and what diverged: the data are collected again, to the same bytes, from the seeds."""
+        return {"agent": self.agent.state(), "diverged": self.diverged.tolist()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore the agent."""
-        self.agent.load(state)
-
-
-def _rows(data: Transitions, index: np.ndarray) -> dict[str, np.ndarray]:
-    """Pick transitions; the mask is 0 at episode ends of either kind (`mad-td` 3.7)."""
-    return {
-        "obs": data.obs[index],
-        "action": data.action[index],
-        "reward": data.reward[index],
-        "next_obs": data.next_obs[index],
-        "mask": 1.0 - data.ended[index].astype(np.float32),
-    }
+        self.agent.load(state["agent"])
+        self.diverged[:] = state["diverged"]

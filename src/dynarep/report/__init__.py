@@ -47,7 +47,7 @@ def build(
         UserError: unknown tier, or a figure that cannot be read.
     """
     read = _Reader(results)
-    claims = {claim.id: claim for e in experiments for claim in e.spec.judged()}
+    claims = {claim.id: claim for e in experiments for claim in e.spec.claims if isinstance(claim, Claim)}
     judged_first = sorted(verdicts, key=lambda v: v.verdict == "untested")
     sections = [_section(e, tier, {v.claim: v for v in verdicts}, read, figures) for e in experiments]
     return _template().render(

@@ -1,0 +1,111 @@
+"""What would have followed: other actions at the states of stored transitions, taken in the simulator itself.
+
+The simulator's state is kept, in memory, before every transition that somebody may ask about. A checkpoint holds no
+simulator; an episode is its seed and its actions. So after a resume a state that is asked for and not there is made
+again: its episode is played once more from the stored actions, and all its wanted states are kept on the way.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynarep.envs import Env, EnvError, Snapshot, Step
+from dynarep.protocols import usable
+from dynarep.replay import Replay
+from dynarep.streams import integer
+
+OUTCOME = ("next_obs", "reward", "mask")
+
+
+class Simulator:
+    """One environment that is put into the states of a block's stored transitions.
+
+    Args:
+        env: any environment of the run's task; its own from now on.
+        seeds: the run seeds, S of them.
+        replay: the transitions; it never overwrites a row that is wanted.
+        starts: of each seed, the row of every episode's first transition; grows as the run goes on.
+        wanted: (S, T) of bool, the rows of the whole run whose states are kept.
+        diverged: (S,) of bool, set where an action is not finite or the simulation blows up.
+
+    Attributes:
+        env: that environment.
+        states: of each seed, row -> the simulator before that transition.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        seeds: Sequence[int],
+        replay: Replay,
+        starts: Sequence[list[int]],
+        wanted: np.ndarray,
+        diverged: np.ndarray,
+    ) -> None:
+        self.env, self.seeds, self.replay = env, list(seeds), replay
+        self.starts, self.wanted, self.diverged = starts, wanted, diverged
+        self.states: list[dict[int, Snapshot]] = [{} for _ in seeds]
+
+    def keep(self, k: int, row: int, env: Env) -> None:
+        """Keep the state of `env`, which seed k's transition `row` begins in, if it is wanted."""
+        if self.wanted[k, row]:
+            self.states[k][row] = env.snapshot()
+
+    def before(self, k: int, row: int) -> Snapshot:
+        """Return the state before seed k's stored transition `row`, a wanted one."""
+        if row not in self.states[k]:
+            episode = bisect_right(self.starts[k], row) - 1
+            first, end = [*self.starts[k], int(self.replay.sizes[k])][episode : episode + 2]
+            actions = self.replay.data["action"][k, first:end].numpy()
+            play_again(self.env, self.seeds[k], episode, actions, lambda i: self.keep(k, first + i, self.env))
+        return self.states[k][row]
+
+    def simulate(self, indices: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take actions at the states of stored transitions (`mad-td` 4.2, `ftfl` 4.7).
+
+        Args:
+            indices: (S, n), rows of the replay, wanted ones.
+            actions: (S, n, a); those that are not finite count as zeros.
+
+        Returns:
+            Next observations (S, n, o), rewards and masks (S, n), 0 where the task truly ends. Where the simulation
+            blows up, nothing moves, nothing is gained and the episode ends.
+        """
+        fields = self.replay.data
+        out = {name: np.empty((*indices.shape, *fields[name].shape[2:]), np.float32) for name in OUTCOME}
+        for k, (rows, wanted) in enumerate(zip(indices.tolist(), actions.numpy(), strict=True)):
+            for j, row in enumerate(rows):
+                self.env.restore(self.before(k, row))
+                try:
+                    step = self.env.step(usable(wanted[j], k, self.diverged))
+                except EnvError:
+                    self.diverged[k] = True
+                    step = Step(fields["obs"][k, row].numpy(), 0.0, terminated=True, truncated=False)
+                for name, value in zip(OUTCOME, (step.obs, step.reward, not step.terminated), strict=True):
+                    out[name][k, j] = value
+        next_obs, reward, mask = (torch.from_numpy(out[name]) for name in OUTCOME)
+        return next_obs, reward, mask
+
+
+def play_again(
+    env: Env, seed: int, episode: int, actions: np.ndarray, before: Callable[[int], None] = lambda i: None
+) -> np.ndarray:
+    """Play the first agent steps of a run's episode again and return the observation after them.
+
+    Args:
+        env: any environment of the run's task.
+        seed: the run's seed.
+        episode: its number, from 0.
+        actions: (n, a), as they were stored.
+        before: called with i before step i.
+    """
+    obs = env.reset(integer(seed, "environment", episode))
+    for i, action in enumerate(actions):
+        before(i)
+        obs = env.step(action).obs
+    return obs
