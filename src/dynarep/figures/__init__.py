@@ -99,25 +99,31 @@ def _read_off(experiment: Experiment, data: pd.DataFrame) -> list[str]:
 
 
 def reductions(experiment: Experiment, tier: str) -> list[str]:
-    """Return what a tier makes smaller: tasks and seeds against the paper tier, budget values against the defaults.
+    """Return what a tier makes smaller: tasks, seeds and budget values, against the paper tier or else the defaults.
 
     A value that an arm sets is the arm, not a reduction.
     """
     here, full = (_extent(experiment.jobs(name)) for name in (tier, "paper"))
     words = [f"{what} {here[what]} (full size {full[what]})" for what in here if here[what] < full[what]]
-    found: dict[str, dict[Any, set[Any]]] = {}
+    papers = {key: values for (_, key), values in _budget(experiment, "paper").items()}
+    for (default, key), values in _budget(experiment, tier).items():
+        if others := values - papers.get(key, {default}):
+            whole = "/".join(map(str, sorted(papers.get(key, {default}))))
+            words.append(f"{key} {'/'.join(map(str, sorted(others)))} (full size {whole})")
+    return words
+
+
+def _budget(experiment: Experiment, tier: str) -> dict[tuple[Any, str], set[Any]]:
+    """Return default and name of the numbers that a budget may change -> their values at a tier, but for arms' own."""
+    found: dict[tuple[Any, str], set[Any]] = {}
     for job in experiment.jobs(tier):
         arm = experiment.spec.variants[job.variant]
         for part, own in ((job.config.agent, arm.agent), (job.config.protocol, arm.protocol)):
             for key in sorted(part.budget - set(own)):
                 default, value = type(part).model_fields[key].default, getattr(part, key)
-                if value != default and isinstance(value, int | float):
-                    found.setdefault(key, {}).setdefault(default, set()).add(value)
-    return words + [
-        f"{key} {'/'.join(map(str, sorted(values)))} (full size {default})"
-        for key, by_default in found.items()
-        for default, values in by_default.items()
-    ]
+                if isinstance(value, int | float):
+                    found.setdefault((default, key), set()).add(value)
+    return found
 
 
 def _extent(jobs: list[Job]) -> dict[str, int]:
