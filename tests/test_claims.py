@@ -113,6 +113,17 @@ def test_a_diverged_run_without_a_stated_worst_value_is_never_dropped(new_home, 
     assert v.reason == "1 runs diverged and the claim states no worst value"
 
 
+def test_a_ratio_of_values_that_are_not_positive_is_inconclusive_and_says_how_many(tmp_path):
+    """Over-estimation may turn into under-estimation: there is no logarithm of it, and no traceback either."""
+    chosen = find(load_all(), "R2")
+    write_runs(chosen, "ci", tmp_path, lambda variant, task, seed, *_: -0.5 if seed in (401, 402) else 2.0)
+    (claim,) = (claim for claim in chosen.spec.judged() if claim.id == "C6")
+    v = claims.judge(chosen, claim, "ci", tmp_path)
+    assert (v.verdict, v.reason, v.n) == (
+        "inconclusive", "4 values are not positive: there is no ratio of them", 10,
+    )  # fmt: skip
+
+
 def test_runs_of_different_code_are_not_judged_together(tmp_path):
     chosen = find(load_all(), "R1")
     write_runs(chosen, "ci", tmp_path, lambda *a: 1.0)
