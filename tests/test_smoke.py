@@ -51,7 +51,7 @@ def test_every_experiment_of_the_tier_is_drawn_judged_and_reported(home):
 
 def test_a_second_call_runs_nothing_and_a_deleted_run_is_made_again_to_the_same_bytes(home):
     assert "Nothing to be done" in snakemake(home)
-    victim = next(home.glob("results/runs/mad_td/*/*/seed=1/metrics.csv"))
+    victim = next(home.glob("results/runs/mad_td/walker-walk/frozen-utd16-alpha0-*/seed=1/metrics.csv"))
     before = victim.read_bytes()
     victim.unlink()
     again = snakemake(home, "--dry-run", "madtd_R1")

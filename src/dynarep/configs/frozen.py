@@ -87,4 +87,5 @@ class FrozenConfig(ProtocolConfig):
         """Return acting in evaluations, and what the agent learns."""
         assert isinstance(agent, MadTDConfig)
         steps = -(-self.updates // agent.updates_per_step)
-        return [Work("act", 0.0, self.evaluation_steps()), *agent.learning_work(steps, obs_size, action_size)]
+        acting = [Work("act", 0.0, self.evaluation_steps())] if self.eval_episodes else []
+        return [*acting, *agent.learning_work(steps, obs_size, action_size)]
