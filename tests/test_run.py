@@ -16,6 +16,7 @@ import pytest
 
 from dynarep import cli, envs, records, run
 from dynarep.configs import EnvironmentConfig
+from dynarep.configs.mad_td import MadTDConfig
 from dynarep.configs.mbpo import MBPOConfig
 from dynarep.configs.online import OnlineConfig
 from dynarep.configs.policy_evaluation import PolicyEvaluationConfig
@@ -39,12 +40,16 @@ SMALL = {"width": 16, "batch_size": 32, "updates_per_step": 1}
 MODEL = {"model_width": 16, "model_batch_size": 32, "holdout_draws": 64, "model_chunks": 1, "chunk_steps": 4}
 MBPO = MBPOConfig(**SMALL, **MODEL, retrain_every=16, rollouts_per_step=32, synthetic_capacity=256)
 ONLINE = OnlineConfig(steps=80, random_steps=60, eval_every=40, eval_episodes=1, measure_every=10)
+MAD_TD = MadTDConfig(width=16, batch_size=32, updates_per_step=8)
+HELD_OUT = ONLINE.model_copy(update={"held_out": 0.05, "held_out_rows": 32, "horizon_margin": 1})
 POLICY = PolicyEvaluationConfig(transitions=200, model_updates=8, chunk=4, updates=70, margin=1)
 LOOPS = {
     "sac": (SACConfig(**SMALL), ONLINE),
     "mbpo": (MBPO, ONLINE),
     "simulator": (MBPO.model_copy(update={"rollouts": "simulator"}), ONLINE),
     "policy evaluation": (MBPO, POLICY),
+    "mad_td, UTD 1": (MAD_TD.model_copy(update={"updates_per_step": 1}), HELD_OUT),
+    "mad_td, UTD 8": (MAD_TD, HELD_OUT),
 }
 
 

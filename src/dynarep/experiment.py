@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -229,7 +230,7 @@ def load(path: Path) -> Experiment:
 def load_all() -> list[Experiment]:
     """Read every experiment file; UserError lists the faults of all of them at once."""
     folder = files.experiments()
-    paths = sorted(p for p in folder.glob("*/*.yaml") if p.parent.name not in ("tiers", "profiles"))
+    paths = sorted((p for p in folder.glob("*/*.yaml") if p.parent.name not in ("tiers", "profiles")), key=_place)
     if not paths:
         raise UserError(f"{folder}: no experiment files. Run from a checkout, or set DYNAREP_HOME to one.")
     found, faults = [], []
@@ -249,6 +250,15 @@ def load_all() -> list[Experiment]:
                     raise UserError(f"{experiment.file}: {what} '{name}' is already in {owners[name]}.")
                 owners[name] = experiment.file
     return found
+
+
+def _place(file: Path) -> tuple[int, str, int, str]:
+    """Return a file's place in lists and in the report: the papers first, R2 before R10."""
+    paper, name = file.parent.name, re.match(r"(\D*)(\d*)", file.stem.split("_")[0])
+    assert name
+    papers = ["madtd", "ftfl"]
+    rank = papers.index(paper) if paper in papers else len(papers)
+    return rank, name[1], int(name[2] or 0), str(file)
 
 
 def find(experiments: Sequence[Experiment], word: str) -> Experiment:

@@ -165,7 +165,8 @@ def _curves(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment)
         label = variants[variant].label
         label = f"{panel.metrics[metric]}, {label}" if several else label
         colour = colours[metric if several else family[variant]]
-        ax.plot(line["x"], line["estimate"], color=colour, ls=styles[variant], lw=1.6, label=label)
+        look = {"marker": "o", "ms": 4} if len(line) == 1 else {}  # one point alone is no line
+        ax.plot(line["x"], line["estimate"], color=colour, ls=styles[variant], lw=1.6, label=label, **look)
         ax.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.13, lw=0)
     ax.set_xlabel({"update": "updates", "frame": "frames", "agent_step": "agent steps"}[panel.x])
 
