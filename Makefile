@@ -13,7 +13,7 @@ test: .venv/ready ## the tests, a few minutes
 	$(BIN)/pytest -n 2
 
 test-slow: .venv/ready ## the long ones
-	$(BIN)/pytest -n 2 -m slow
+	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 plan: .venv/ready ## what the tier would run and cost
 	$(BIN)/dynarep plan --tier $(TIER)
