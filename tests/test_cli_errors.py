@@ -427,8 +427,8 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     "two experiments with one id": (
         both(copied(R1, "madtd/R9.yaml")), PLAN, ["madtd/R9.yaml: id 'R1' is already in", R1],
     ),
-    "two papers with one id": (put(C, "id", "R1"), PLAN, [f"{R1}: id 'R1' is already in", C]),
-    "one claim id in two files": (put(C, "claims.0.id", "C1"), PLAN, [f"{R1}: claim 'C1' is already in", C]),
+    "two papers with one id": (put(C, "id", "R1"), PLAN, [f"{C}: id 'R1' is already in", R1]),
+    "one claim id in two files": (put(C, "claims.0.id", "C1"), PLAN, [f"{C}: claim 'C1' is already in", R1]),
     "one claim id twice in a file": (put(R1, "claims.1.id", "C1"), PLAN, [f"{R1}: claim 'C1' is already in"]),
     # several faults, all at once
     "several faults of form": (
