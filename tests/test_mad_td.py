@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import probes
 from dynarep.agents.mad_td import MadTD, architecture
 from dynarep.configs.mad_td import MadTDConfig
-from dynarep.nets import Net, uniform_fan_in
+from dynarep.initialisers import uniform_fan_in
+from dynarep.nets import Net
 from dynarep.replay import Part, Replay, draw
 from dynarep.streams import stream
 

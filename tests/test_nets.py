@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from dynarep.agents.mad_td import MadTD
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.histogram import HLGauss
-from dynarep.nets import Adam, Net, Spec, _mish_, mish, simnorm, uniform_fan_in
+from dynarep.initialisers import uniform_fan_in
+from dynarep.nets import Adam, Net, Spec, _mish_, mish, simnorm
 from dynarep.streams import stream
 
 

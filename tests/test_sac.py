@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import probes
 from dynarep.agents.sac import SAC
 from dynarep.configs.sac import SACConfig
-from dynarep.nets import halves, orthogonal
+from dynarep.initialisers import halves, orthogonal
 from dynarep.replay import Replay, draw
 from dynarep.streams import stream
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
+from dynarep.initialisers import Initialiser
 from dynarep.streams import stream
 
 # PyTorch calls it a possible slowdown when leaves and their gradients are rows of larger matrices. It is the plan here.
@@ -42,7 +43,6 @@ PAD = 64  # floats: four AVX-512 vectors, the widest unrolling in PyTorch's CPU 
 _ONE, _TWO = torch.ones(()), torch.full((), 2.0)  # a plain number would be converted at every use
 _layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
 Activation = Callable[[Tensor], Tensor]
-Initialiser = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
 def mish(x: Tensor) -> Tensor:
@@ -372,35 +372,6 @@ class Net:
     def follow(self, online: Net, rate: float) -> None:
         """Exponential moving average, in place: self <- (1 - rate) self + rate online."""
         self.flat.lerp_(online.flat, rate)
-
-
-def uniform_fan_in(rng: np.random.Generator, fan_in: int, fan_out: int) -> np.ndarray:
-    """Kernel with uniform entries of variance 0.3333 / fan_in (`mad-td` 3.3), shape (fan_in, fan_out)."""
-    limit = math.sqrt(0.9999 / fan_in)
-    return rng.uniform(-limit, limit, size=(fan_in, fan_out))
-
-
-def orthogonal(gain: float) -> Initialiser:
-    """Return the initialiser of kernels whose shorter side is orthonormal, times `gain`, uniformly distributed.
-
-    The QR decomposition of a Gaussian matrix is uniform (Haar) once R's diagonal is made positive (Mezzadri 2007).
-    """
-
-    def init(rng: np.random.Generator, fan_in: int, fan_out: int) -> np.ndarray:
-        q, r = np.linalg.qr(rng.standard_normal((max(fan_in, fan_out), min(fan_in, fan_out))))
-        q *= gain * np.sign(np.diag(r))
-        return q if fan_in >= fan_out else q.T
-
-    return init
-
-
-def halves(first: Initialiser, second: Initialiser) -> Initialiser:
-    """Return the initialiser of two heads in one kernel: `first` draws the first half of the outputs."""
-
-    def init(rng: np.random.Generator, fan_in: int, fan_out: int) -> np.ndarray:
-        return np.hstack([draw(rng, fan_in, fan_out // 2) for draw in (first, second)])
-
-    return init
 
 
 class Scalar:

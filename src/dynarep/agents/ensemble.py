@@ -47,7 +47,8 @@ from torch import Tensor
 
 from dynarep.agents.gaussian import GaussianHead
 from dynarep.configs.mbpo import EnsembleConfig
-from dynarep.nets import Adam, Initialiser, Net, Spec
+from dynarep.initialisers import Initialiser
+from dynarep.nets import Adam, Net, Spec
 from dynarep.replay import draw
 from dynarep.streams import stream
 

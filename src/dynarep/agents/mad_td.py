@@ -32,7 +32,8 @@ from torch import Tensor
 from dynarep.agents.planning import Plan, plan
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.histogram import HLGauss
-from dynarep.nets import Adam, Net, Spec, Tape, log_simnorm, mish, simnorm, uniform_fan_in
+from dynarep.initialisers import uniform_fan_in
+from dynarep.nets import Adam, Net, Spec, Tape, log_simnorm, mish, simnorm
 from dynarep.replay import Part, Replay, draw
 from dynarep.streams import stream
 

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynarep.configs.sac import SACConfig
-from dynarep.nets import Adam, Net, Scalar, Spec, halves, orthogonal
+from dynarep.initialisers import halves, orthogonal
+from dynarep.nets import Adam, Net, Scalar, Spec
 from dynarep.replay import Replay, draw
 from dynarep.streams import stream
 
