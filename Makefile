@@ -10,7 +10,7 @@ reproduce: .venv/ready ## set up, run the tier, print claims and where everythin
 	@$(BIN)/dynarep claims --tier $(TIER) || true # a verdict is a result, not a failure; .ci/run asks for the exit code
 
 test: .venv/ready ## the tests, a few minutes
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 test-slow: .venv/ready ## the long ones
 	$(BIN)/pytest -n 2 --dist worksteal -m slow

@@ -9,7 +9,9 @@ import shutil
 
 import numpy as np
 import pytest
+import scipy.stats
 
+import paired
 import synthetic
 from dynarep import claims, cli, dag
 from dynarep.errors import UserError
@@ -179,15 +181,16 @@ def test_a_metric_that_a_run_never_recorded_leaves_the_claim_untested(new_home, 
     assert "has no metric 'return/final'" in v.reason
 
 
-def test_no_effect_is_called_supported_in_at_most_five_per_cent_of_experiments(tmp_path):
+def test_no_effect_is_called_supported_in_at_most_five_per_cent_of_experiments(tmp_path, monkeypatch):
     """The rule itself, on simulated paired log ratios without effect, at the tier's number of seeds and tasks."""
+    monkeypatch.setattr(claims.stats, "RESAMPLES", 100)  # of the interval beside it, which decides nothing
     claim = find(load_all(), "R1").spec.claims[1]
     generator = np.random.default_rng(0)
     blank = claims.judge(find(load_all(), "R1"), claim, "smoke", tmp_path)
     runs, supported = 600, 0
     for _ in range(runs):
         a, b = (np.exp(generator.normal(0, 0.4, (2, SEEDS))) for _ in range(2))
-        of, to = claims._Arm(list(a), [], 0, set()), claims._Arm(list(b), [], 0, set())
+        of, to = claims.Arm(list(a), [], 0, set()), claims.Arm(list(b), [], 0, set())
         estimate = claims._estimate(claim, of, to, range(2), claim.no_effect)
         supported += claims._decide(blank, claim, estimate, estimate.p).verdict == "supported"
     assert supported / runs <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / runs)
@@ -212,7 +215,7 @@ def test_the_json_has_the_promised_fields_and_a_failed_gate_exits_with_one(new_h
 
 @pytest.mark.parametrize("better", [1.0, -1.0])
 def test_the_exit_code_says_whether_every_gate_is_supported(new_home, capsys, better):
-    for paper in ("ftfl", "madtd"):
+    for paper in ("ftfl", "madtd", "beyond"):
         shutil.rmtree(new_home / "experiments" / paper)
     noise = {"ftfl": 0.01, "sac": 0.02}  # different, else it would cancel
 
@@ -479,7 +482,7 @@ SAME_TWICE = [{"label": "Theirs, UTD 8 (b)"}]
         ({"kind": "level"}, (), None, "claims.0.contrast: a level has no 'to'"),
         (
             {"kind": "agrement"}, (), None,
-            "claims.0.contrast.kind: input should be 'agreement', 'difference', 'level' or 'ratio', got 'agrement'.",
+            "claims.0.contrast.kind: input should be 'agreement', 'difference', 'level', 'rank' or 'ratio', got 'agrem",
         ),
         (
             {"kind": "agreement"}, (), {"paper": "gated"},
@@ -534,3 +537,168 @@ def test_what_a_claim_compares_with_is_a_source_of_its_experiment(new_home):
     assert [path.split("/")[-1] for path in dag.sources(experiment)] == ["Y1.yaml", "published.csv"]
     plain = synthetic.trial(new_home, claims=[], figure={"panels": [PANEL]})
     assert len(dag.sources(plain)) == 1
+
+
+# -- ranks over settings ------------------------------------------------------------------------------------------
+
+FITS = [0.1, 0.3, 0.2, 0.8, 0.5, 2.0]
+HELP = [-1.0, 0.5, 0.2, 1.0, 1.5, 4.0]  # in an order that is one swap from that of the fits
+
+
+def ranked(home, effects=HELP, fits=FITS, change=lambda value: value, **changes):
+    """Judge the paired experiment's claim at the ci tier."""
+    experiment = paired.load(home, **changes)
+    write_runs(experiment, "ci", home / "results" / "runs", change(paired.help_by(effects, fits)))
+    return experiment, claims.judge(experiment, experiment.spec.judged()[0], "ci", home / "results" / "runs")
+
+
+def claimed(**contrast):
+    """Return the paired experiment's claims with another contrast."""
+    return [paired.CLAIM | {"contrast": paired.CLAIM["contrast"] | contrast}]
+
+
+def test_a_claim_of_ranks_is_spearmans_over_the_settings_and_rests_on_all_groups(new_home):
+    _, v = ranked(new_home)
+    assert v.estimate == pytest.approx(scipy.stats.spearmanr(FITS, HELP).statistic)
+    assert (v.verdict, v.n, v.planned, v.sample) == ("supported", 6, 6, "6 settings"), v.reason
+    assert {folder.split("/")[0] for folder in v.runs} == {"ensemble", "mbpo"}
+    assert len(v.runs) == 6 * (3 + 4 + 4)
+    assert (v.stale, v.tasks, v.per_task) == (False, ["hopper-hop"], {})
+    assert [x[0] for x in v.settings.values()] == pytest.approx(FITS), "the geometric mean over seeds"
+    assert [x[3] for x in v.settings.values()] == pytest.approx(HELP), "the mean of the paired differences"
+    noise = [0.3, -0.5, 0.4, -0.2]
+    each = claims.stats.level([[4.0 + x for x in noise]], 0.0)
+    assert v.settings["reward x 1/32"][3:] == pytest.approx((each.point, each.low, each.high))
+    json.dumps(v.data(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("effects", "verdict"),
+    [
+        ([0.2, 1.5, -1.0, 4.0, 1.0, 0.5], "inconclusive"),  # no order
+        ([4.0, 1.0, 1.5, 0.2, 0.5, -1.0], "contradicted"),  # the other way round
+        ([-1.0, 0.2, 0.5, 1.5, 1.0, 0.9], "inconclusive"),  # some, which chance could make
+    ],
+)
+def test_a_measurement_that_does_not_foretell_the_outcome_is_never_supported(new_home, effects, verdict):
+    _, v = ranked(new_home, effects)
+    assert v.verdict == verdict, v.reason
+    if verdict == "inconclusive":
+        assert "too few settings" in v.reason
+        assert "seeds" not in v.reason, "more seeds per setting would not settle it"
+
+
+def test_unrelated_settings_are_called_supported_in_at_most_five_per_cent(new_home, monkeypatch):
+    """The rule itself, on simulated settings without a relation."""
+    monkeypatch.setattr(claims.stats, "RESAMPLES", 400)
+    experiment, blank = ranked(new_home)
+    (claim,) = experiment.spec.judged()
+    generator = np.random.default_rng(0)
+    supported = 0
+    for i in range(400):
+        estimate = claims.stats.rank_correlation(*generator.normal(size=(2, 8)), key=(i,))
+        supported += claims._decide(blank, claim, estimate, estimate.p).verdict == "supported"
+    assert supported / 400 <= 0.025 + 2 * math.sqrt(0.025 * 0.975 / 400), "one direction of two"
+
+
+@pytest.mark.parametrize(("p", "low"), [(0.01, -0.1), (0.2, 0.1)])
+def test_test_and_interval_must_both_exclude_no_effect(new_home, p, low):
+    """They are made in different ways, so one may say what the other does not."""
+    experiment, blank = ranked(new_home)
+    estimate = claims.stats.Estimate(0.8, low, 0.95, p, 6, 1, math.nan, low, 0.95)
+    v = claims._decide(blank, experiment.spec.judged()[0], estimate, p)
+    assert v.verdict == "inconclusive"
+    assert v.reason == f"0.8 [{low:.3g}, 0.95], p = {p}: too few settings to tell from no association"
+
+
+def test_a_setting_without_all_its_runs_leaves_the_claim_untested_and_is_counted(new_home):
+    """Left out, the settings that are there would be a choice."""
+    experiment, _ = ranked(new_home)
+    for name in ("fit_2", "residual_4"):
+        job = next(job for job in experiment.jobs("ci") if job.variant == name)
+        (new_home / "results" / "runs" / job.folders()[1] / "manifest.json").unlink()
+    v = claims.judge(experiment, experiment.spec.judged()[0], "ci", new_home / "results" / "runs")
+    assert (v.verdict, v.n, v.planned, v.estimate, v.settings) == ("untested", 4, 6, None, {})
+    assert v.reason.startswith("4 of 6 settings have all their runs. 2 of 3 runs of 'fit_2' are there. ")
+
+
+def test_a_diverged_run_of_a_setting_counts_at_the_worst_value_or_settles_nothing(new_home):
+    def spoil(value):
+        return lambda *a: math.nan if a[:3:2] == ("direct_0", 8) or a[:3:2] == ("fit_5", 1) else value(*a)
+
+    _, v = ranked(new_home, change=spoil)
+    assert (v.verdict, v.reason) == ("inconclusive", "2 runs diverged and the claim states no worst value")
+    _, v = ranked(new_home, change=spoil, claims=claimed(predictor_worst=100.0, outcome_worst=-6.0))
+    assert v.diverged == 2
+    assert v.settings["reward x 1/1"][3] == pytest.approx(np.mean([-1.2, -6.0 - 18.0, -0.6, -1.5]))
+    assert v.settings["reward x 1/32"][0] == pytest.approx((2.0 / 1.5 * 100.0 * 2.0 * 1.5) ** (1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("average", "expected"), [("mean", (1 / 1.5 + 1 + 1.5) / 3), ("geometric", 1.0), ("median", 1.0)]
+)
+def test_a_predictor_is_averaged_as_the_claim_says(new_home, average, expected):
+    panels = [paired.PANEL | {"average": average}]
+    _, v = ranked(new_home, claims=claimed(average=average), figure={"panels": panels})
+    assert [x[0] for x in v.settings.values()] == pytest.approx([expected * fit for fit in FITS])
+
+
+@pytest.mark.parametrize(
+    ("fits", "said"),
+    [([0.5] * 6, "x is 0.5 in all settings: there is no order to compare"), ([-1.0, *FITS[1:]], "not positive")],
+)
+def test_settings_without_an_order_are_inconclusive_and_no_traceback(new_home, fits, said):
+    _, v = ranked(new_home, fits=fits)
+    assert (v.verdict, v.n) == ("inconclusive", 6)
+    assert said in v.reason
+
+
+def test_an_outcome_rests_on_the_seeds_that_both_arms_have(new_home):
+    """Means of different seeds would be compared."""
+    runs = paired.form()["runs"]
+    block = runs["agents"]["budget"]["ci"][0]
+    names = runs["agents"]["variants"]
+    runs["more"] = copy.deepcopy(runs["agents"]) | {"variants": [name for name in names if name.startswith("direct")]}
+    runs["agents"]["variants"] = [name for name in names if name.startswith("residual")]
+    runs["more"]["budget"]["ci"] = [{**block, "seeds": 9, "first_seed": 6}]
+    experiment, v = ranked(new_home, runs=runs)
+    assert experiment.judging_groups(experiment.spec.judged()[0], "ci") == ("fits", "agents", "more")
+    assert [x[3] for x in v.settings.values()] == pytest.approx(HELP), "seeds 7 to 10, of 6 to 14"
+
+
+def test_a_gated_claim_of_ranks_is_corrected_with_the_others_and_fails_when_it_must(new_home):
+    experiment, _ = ranked(
+        new_home, [0.2, 1.5, -1.0, 4.0, 1.0, 0.5], claims=[paired.CLAIM | {"tiers": {"ci": "gated"}}]
+    )
+    found = claims.judge_all([experiment], "ci", new_home / "results" / "runs")
+    assert found[0].p_holm == pytest.approx(found[0].p)
+    assert claims.failures(found) == ["Z3"]
+
+
+def test_claims_of_ranks_are_printed_with_their_settings(new_home, capsys):
+    for paper in ("ftfl", "madtd", "beyond"):
+        shutil.rmtree(new_home / "experiments" / paper)
+    ranked(new_home)
+    cli.main(["claims", "--tier", "ci", "--markdown"])
+    assert "| 0.943 [0.515, 1], Spearman's rank correlation, 6 settings | **supported** (reported) |" in (
+        capsys.readouterr().out
+    )
+
+
+# -- arms that differ in their environment ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(0.0, "supported"), (3.0, "contradicted")])
+def test_two_settings_of_one_task_can_be_claimed_to_be_equal(new_home, gap, verdict):
+    """Every dial is such an arm: the same task, another environment."""
+    contrast = {"kind": "difference"}
+    contrast |= {side: {"variant": name, "metric": "return/final"} for side, name in
+                 (("of", "residual_0"), ("to", "residual_5"))}  # fmt: skip
+    claim = paired.CLAIM | {"contrast": contrast, "direction": "equal", "smallest": 1.0, "runs": "agents"}
+    experiment = paired.load(new_home, claims=[claim])
+    write_runs(
+        experiment, "ci", new_home / "runs", lambda *a: (a[0] == "residual_0") * (gap + 0.1 * NOISE[a[2] % 5]) + a[2]
+    )
+    v = claims.judge(experiment, experiment.spec.judged()[0], "ci", new_home / "runs")
+    assert (v.verdict, v.n) == (verdict, 4), v.reason
+    assert len({job.config.identity() for job in experiment.judging_jobs(experiment.spec.judged()[0], "ci")}) == 2

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+import paired
+import synthetic
 from dynarep import cli, experiment, run
 
 Change = Callable[[Path], object]
@@ -90,6 +92,25 @@ def copied(file: str, to: str) -> Change:
     return lambda home: shutil.copy(home / "experiments" / file, home / "experiments" / to)
 
 
+PAIRED = "beyond/Y3.yaml"  # tests/paired.py
+
+
+def of_pairs(*dotted: tuple[str, Any]) -> Change:
+    """Write the experiment of pairs with other values; None drops a key."""
+
+    def change(home: Path) -> None:
+        data = {**synthetic.TRIAL, **paired.form()}
+        for place, value in dotted:
+            holder, key = inner(data, place)
+            if value is None:
+                del holder[key]
+            else:
+                holder[key] = value
+        (home / "experiments" / PAIRED).write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+    return change
+
+
 def removed(place: str) -> Change:
     def change(home: Path) -> None:
         path = home / place
@@ -163,6 +184,101 @@ def _one_finished_run(tmp_path_factory: pytest.TempPathFactory) -> None:
 # -- the table: what is broken, what is typed, what the message must say ------------------------------------------
 
 CASES: dict[str, tuple[Change, list[str], list[str]]] = {
+    # pairs, and what is shown and judged of them
+    "pair of an unknown variant": (
+        of_pairs(("pairs.1.of", "direkt_1")), LIST,
+        [PAIRED, "pairs.1.of: unknown variant 'direkt_1'. Did you mean 'direct_1'?"],
+    ),
+    "pair of one arm": (
+        of_pairs(("pairs.1.of", "residual_1")), LIST,
+        ["pairs.1: 'of' and 'to' are both 'residual_1': the outcome would be 0"],
+    ),
+    "pairs of one label": (
+        of_pairs(("pairs.1.label", "reward x 1/4")), LIST,
+        ["pairs: 2 of them have the label 'reward x 1/4'. Write labels that tell them apart."],
+    ),
+    "too few pairs": (
+        of_pairs(("pairs", paired.form()["pairs"][:2]), ("claims", [])), LIST,
+        ["pairs: 2, but fewer than 3 have no order to speak of."],
+    ),
+    "too few pairs for a claim": (
+        of_pairs(("pairs", paired.form()["pairs"][:4])), LIST,
+        ["claims.Z3.contrast: 5 settings can say something at the least; 'pairs:' has 4."],
+    ),
+    "scatter without pairs": (
+        of_pairs(("pairs", None), ("claims", [])), LIST,
+        ["figure.panels.0: a scatter shows the experiment's pairs, and there are none. Write 'pairs:'."],
+    ),
+    "variant of a pair in two groups": (
+        of_pairs(("runs.fits.variants", None), ("runs.agents.variants", ["residual_1", "direct_1"])), LIST,
+        ["pairs: 'residual_1' runs in several groups at tier ci: fits, agents.", "variants of its own"],
+    ),
+    "scatter without an outcome": (
+        of_pairs(("figure.panels.0.outcome", None)), LIST,
+        ["figure.panels.0: a scatter needs one metric, of the predictors, and an 'outcome'"],
+    ),
+    "outcome of another panel": (
+        of_pairs(("figure.panels.0.kind", "dots")), LIST,
+        ["figure.panels.0: 'outcome' and 'average' are of a scatter"],
+    ),
+    "scatter of chosen variants": (
+        of_pairs(("figure.panels.0.variants", ["fit_1"])), LIST,
+        ["figure.panels.0: a scatter shows the experiment's pairs; leave 'published' and 'variants' out"],
+    ),
+    "predictor that nobody records": (
+        of_pairs(("claims.0.contrast.predictor", "reward/nmes")), LIST,
+        ["claims.Z3.metrics: unknown metric 'reward/nmes'. Did you mean 'reward/nmse'?"],
+    ),
+    "outcome that its protocol does not record": (
+        of_pairs(("claims.0.contrast", {"kind": "rank", "predictor": "return/final", "outcome": "return/final"})), LIST,
+        ["claims.Z3.contrast: 'fit_0' of pair 'reward x 1/1' runs under model_fit, which has no 'return/final'."],
+    ),
+    "scatter and claim of different averages": (
+        of_pairs(("claims.0.contrast.average", "median")), LIST,
+        ["figure.panels.0.average: geometric, but claims.Z3.contrast.average is median, of the same metrics."],
+    ),
+    "ranks that are equal": (
+        of_pairs(("claims.0.direction", "equal")), LIST,
+        ["claims.0: a rank correlation is tested against 0 alone; direction must be 'greater' or 'less'"],
+    ),
+    "ranks beyond one": (
+        of_pairs(("claims.0.smallest", 1.5)), LIST,
+        ["claims.0: no_effect of a rank correlation must be 0, and smallest lie between -1 and 1"],
+    ),
+    "ranks with a group": (
+        of_pairs(("claims.0.runs", "fits")), LIST,
+        ["claims.0: leave 'runs' out: a rank correlation is judged wherever the pairs' variants run"],
+    ),
+    "ranks with two sides": (
+        of_pairs(("claims.0.contrast.of", {"variant": "fit_0", "metric": "reward/nmse"})), LIST,
+        ["claims.0.contrast.of: unknown key.", "Allowed: average, kind, outcome"],
+    ),
+    "ranks of runs that a tier does not have": (
+        of_pairs(("claims.0.tiers", {"smoke": "reported"})), LIST,
+        ["claims.Z3.tiers.smoke: reported, but of pair 'reward x 1/1' fit_0, direct_0, residual_0 share no task"],
+    ),
+    "ranks of a task that an arm does not run": (
+        of_pairs(("pairs.2.tasks", ["hopper-hop", "walker-walk"])), LIST,
+        ["claims.Z3.tiers.ci: reported, but of pair 'reward x 1/4' not all of fit_2, direct_2, residual_2 run walker"],
+    ),
+    "ranks of arms without a common seed": (
+        of_pairs(
+            ("runs.more", {**paired.form()["runs"]["agents"], "variants": ["direct_3"], "budget": {"ci": [
+                {**paired.form()["runs"]["agents"]["budget"]["ci"][0], "first_seed": 50}]}}),
+            ("runs.agents.variants", [f"{arm}_{k}" for k in range(6) for arm in ("direct", "residual")
+                                      if (arm, k) != ("direct", 3)]),
+        ), LIST,
+        ["claims.Z3.tiers.ci: reported, but of pair 'reward x 1/8' 'direct_3' and 'residual_3' share no seed there."],
+    ),
+    "experiment beside that does not exist": (
+        of_pairs(("explains", {"turned": "a", "happened": "b", "says": "c", "beside": ["R11"]})), LIST,
+        [PAIRED, "explains.beside: unknown experiment 'R11'. Did you mean 'R1'?"],
+    ),
+    "explanation without a word": (
+        of_pairs(("explains", {"turned": "", "happened": "b", "sayss": "c"})), LIST,
+        ["explains.turned: string should have at least 1 character", "explains.sayss: unknown key", "'says'?",
+         "explains.says: is missing"],
+    ),
     # a misspelt key, at each level
     "key at the top": (
         misspell(R1, "caption", "captoin"), PLAN,
@@ -218,7 +334,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     "key of a panel": (
         misspell(R1, "figure.panels.0.scale", "scael"), PLAN,
-        [R1, "figure.panels.0.scael: unknown key", "'scale'?", "Allowed: colour_by, kind, label, linear_within"],
+        [R1, "figure.panels.0.scael: unknown key", "'scale'?", "Allowed: average, colour_by, kind, label"],
     ),
     "key of a tier file": (
         misspell(SMOKE, "purpose", "purpos"), PLAN,

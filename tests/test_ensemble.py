@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dynarep.agents.ensemble import Ensemble
 from dynarep.configs.mbpo import EnsembleConfig
+from dynarep.replay import draw
 from dynarep.streams import stream
 
 CELLS = list(product(("residual", "direct"), (False, True)))
@@ -237,7 +238,7 @@ def test_handwritten_gradient_is_the_derivative_of_the_published_loss(members_sh
     mse = ((m - y) ** 2 * (-soft_clamp(u)).exp()).mean((2, 3)).sum(1)
     log_variance = soft_clamp(u).mean((2, 3)).sum(1)
     (mse + log_variance).sum().backward()
-    got = ensemble.head.loss(out, y)
+    got = *ensemble.head.terms(out, y), ensemble.head.slope(out, y)
     for ours, theirs in zip(got, (mse.detach(), log_variance.detach(), reference.grad), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=2e-5, atol=1e-7)
 
@@ -252,15 +253,64 @@ def test_shared_rows_equal_the_same_rows_given_to_every_member():
     assert torch.equal(shared.score(data), separate.score(own))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"shared_batches": False}, {"separate_reward": True}, {"members": 1, "elites": 1}, {"learnable_bounds": True}],
+    ids=str,
+)
+def test_an_update_steps_along_the_derivative_of_the_loss_it_returns(settings, monkeypatch):
+    ensemble = build([0, 1], **(FTFL | settings))
+    if ensemble.config.members > 1:  # of one, the initial kernels are large enough
+        spread(ensemble)
+    members, shape = ensemble.config.members, (2, 32) if ensemble.config.shared_batches else (2, 7, 32)
+    rows = torch.from_numpy(np.random.default_rng(0).integers(200, size=shape))
+    data = transitions([0, 1])
+    ensemble.fit_normalisers(data)
+    batch = {name: values[torch.arange(2).view(-1, *[1] * (len(shape) - 1)), rows] for name, values in data.items()}
+    m, log_variance = ensemble.forward(batch["obs"], batch["action"])
+    loss = (m - ensemble._normalised_targets(batch)).square() * (-log_variance).exp() + log_variance
+    groups = [loss[..., :-1], loss[..., -1:]] if ensemble.config.separate_reward else [loss]
+    loss = sum(group.mean((2, 3)).sum(1) for group in groups)
+    decay = 0.5 * (ensemble._decay * ensemble.net.flat.square()).view(2, members, -1).sum((1, 2))
+    loss.sum().backward()
+    expected = ensemble.net.flat.grad + ensemble._decay * ensemble.net.flat
+    ensemble.net.flat.grad.zero_()
+
+    monkeypatch.setattr(ensemble._adam, "step", lambda: None)
+    terms = ensemble.update(batch)
+    torch.testing.assert_close(ensemble.net.flat.grad, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(terms["total_loss"], loss.detach() + decay + terms.get("bounds_loss", 0.0))
+    torch.testing.assert_close(terms["grad_norm"], expected.view(2, -1).norm(dim=1))
+
+
+def test_an_update_that_nobody_asks_about_is_the_same():
+    agents, data = (build(learnable_bounds=True), build(learnable_bounds=True)), transitions()
+    for report, ensemble in enumerate(agents):
+        for start in (0, 32):
+            terms = ensemble.update({k: v[:, start : start + 32] for k, v in data.items()}, report=bool(report))
+        assert bool(terms) == bool(report)
+    states = [ensemble.state() for ensemble in agents]
+    assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
+
+
+def test_minibatches_are_drawn_as_if_one_by_one():
+    """All at once, in truth; a seed's numbers would change if that were not the same."""
+    found = []
+    for chunks in ([3], [1, 1, 1]):
+        rng = generators([0, 3])
+        found.append(torch.cat([draw(rng, 160, (steps, 32)) for steps in chunks], 1))
+    assert torch.equal(*found)
+
+
 def test_weight_decay_adds_each_layers_rate_times_its_kernel_and_spares_biases(monkeypatch):
     rates, data, found = (1.0, 2.0, 3.0, 4.0, 5.0), {k: v[:, :32] for k, v in transitions().items()}, []
     for weight_decay in (rates, (0.0,) * 5):
         ensemble = build(weight_decay=weight_decay)
         ensemble.net.parameter("/2.bias").fill_(3.0)
-        net, gradient = ensemble.net.target(), ensemble.net.flat.grad
-        monkeypatch.setattr(ensemble._adam, "step", lambda g=gradient: g.clone())
+        net = ensemble.net.target()
+        monkeypatch.setattr(ensemble._adam, "step", lambda: None)
         terms = ensemble.update(data)
-        net.flat.copy_(terms["grad_norm"])  # here the gradient itself, read through the network's slots
+        net.flat.copy_(ensemble.net.flat.grad)  # so that slots can be read
         found.append((terms["weight_decay"][0], net))
     expected = sum(0.5 * rate * ensemble.net.parameter(f"/{i}.kernel").square().sum() for i, rate in enumerate(rates))
     torch.testing.assert_close(found[0][0], expected, rtol=1e-5, atol=0)
@@ -354,7 +404,7 @@ def test_a_chunk_learns_and_normalises_on_one_part_and_scores_on_the_other(share
     data["reward"] = torch.arange(size).float().repeat(2, 1)  # every row carries its own number
     learned, scored = [], []
 
-    def update(batch):
+    def update(batch, report):
         learned.append(batch["reward"])
         return {}
 

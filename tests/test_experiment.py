@@ -13,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import paired
 import synthetic
 from dynarep import cli, records, run
-from dynarep.configs import AgentConfig, EnvironmentConfig, PartConfig, ProtocolConfig, registry
+from dynarep.configs import AgentConfig, Config, Dials, EnvironmentConfig, PartConfig, ProtocolConfig, registry
 from dynarep.envs import split_task
 from dynarep.errors import UserError
 from dynarep.experiment import Experiment, Job, RunConfig, _blocks, distinct, identity, load, load_all, span
 from dynarep.schema import budget_model
+from dynarep.statements import RankClaim
 from synthetic import TRIAL
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
@@ -89,6 +91,8 @@ def test_words_and_claims_make_no_new_run(file, new_home):
     """Otherwise correcting a caption would throw away the runs."""
     data = json.loads(source(file))
     data |= {"id": "Z9", "title": "other", "caption": "other", "reproduces": "other", "deviations": [], "claims": []}
+    data.pop("explains", None)
+    data.pop("pairs", None)
     for variant in data["variants"].values():
         variant["label"] += " (other)"
     for group in data["runs"].values():
@@ -129,6 +133,8 @@ def candidates(annotation: Any, value: Any) -> list[Any]:
         return [value / 2, value * 2, value + 0.5]
     if isinstance(value, tuple):
         return [(*value[:-1], 2 * value[-1]) if value else (16,), (16,), (200,), ("touch",)]
+    if isinstance(value, Config):
+        return [value.model_copy(update={"nuisance": value.nuisance + 1})]
     return ["gymnasium", "walker-run"]
 
 
@@ -160,6 +166,17 @@ def test_every_hyperparameter_is_part_of_a_runs_identity(part, field):
     old, new = RunConfig(**{**defaults, place: first}), RunConfig(**{**defaults, place: changed})
     assert new.identity() != old.identity()
     assert new.folder() != old.folder()
+
+
+@pytest.mark.parametrize("dial", Dials.model_fields)
+def test_every_dial_is_part_of_a_runs_identity(dial):
+    """Arms of one task differ in nothing else."""
+    config = read(EXPERIMENTS / R1).jobs("smoke")[0].config
+    before = getattr(Dials(), dial)
+    other = before / 2 if isinstance(before, float) and before else before + 1
+    turned = EnvironmentConfig.model_validate({"dials": {dial: other}})
+    identities = [replace(config, environment=one).identity() for one in (EnvironmentConfig(), turned)]
+    assert identities[0] != identities[1]
 
 
 @pytest.mark.parametrize(("place", "kind"), [("agent", AgentConfig), ("protocol", ProtocolConfig)])
@@ -287,8 +304,49 @@ def test_the_first_named_group_that_a_tier_has_judges_a_claim(new_home):
     claims = [TRIAL["claims"][0] | {"runs": ["small", "large"], "tiers": tiers}]
     experiment = synthetic.trial(new_home, runs=runs, claims=claims)
     (claim,) = experiment.spec.judged()
-    assert [experiment.judging_group(claim, tier) for tier in tiers] == ["small", "large"]
+    assert [experiment.judging_groups(claim, tier) for tier in tiers] == [("small",), ("large",)]
     assert {job.group for job in experiment.judging_jobs(claim, "paper")} == {"large"}
+
+
+def test_a_claim_of_ranks_is_judged_on_all_groups_of_its_pairs_and_their_common_tasks(new_home):
+    data = paired.form()
+    data["runs"]["fits"]["budget"]["ci"][0]["tasks"] = ["hopper-hop", "walker-walk"]
+    data["runs"]["other"] = data["runs"]["agents"] | {"variants": ["unpaired"]}
+    data["variants"]["unpaired"] = {"label": "unpaired"}
+    experiment = paired.load(new_home, **data)
+    (claim,) = experiment.spec.judged()
+    jobs = experiment.judging_jobs(claim, "ci")
+    assert experiment.judging_groups(claim, "ci") == ("fits", "agents")
+    assert {job.variant for job in jobs} == set(experiment.spec.variants) - {"unpaired"}
+    assert {job.task for job in jobs} == {"hopper-hop"}, "the agents run nowhere else"
+    assert len(jobs) == 3 * paired.SETTINGS
+    by_pair = experiment.pair_jobs("ci")
+    assert list(by_pair) == [pair.label for pair in experiment.spec.pairs]
+    assert {job.variant for job in by_pair["reward x 1/4"]} == {"fit_2", "direct_2", "residual_2"}
+
+
+def test_pairs_that_share_an_arm_do_not_ask_for_it_twice(new_home):
+    """A run would be counted, and a divergence, as often as it is compared with."""
+    pairs = paired.form()["pairs"]
+    for pair in pairs:
+        pair["to"] = "residual_0"
+    experiment = paired.load(new_home, pairs=pairs)
+    jobs = experiment.judging_jobs(experiment.spec.judged()[0], "ci")
+    assert [job.variant for job in jobs].count("residual_0") == 1
+
+
+def test_what_an_experiment_stands_beside_must_be_there(new_home):
+    explains = {"turned": "a", "happened": "b", "says": "c", "beside": ["R1", "C22"]}
+    synthetic.trial(new_home, explains=explains)
+    with pytest.raises(
+        UserError, match=r"Y1\.yaml is not valid:\n  explains\.beside: unknown experiment 'C22'\. Did you"
+    ):
+        load_all()
+    synthetic.trial(new_home, explains=explains | {"beside": ["R1", "Y1"]})
+    with pytest.raises(UserError, match="unknown experiment 'Y1'"):
+        load_all()
+    synthetic.trial(new_home, explains=explains | {"beside": ["R1", "C"]})
+    assert load_all()
 
 
 # -- tiers --------------------------------------------------------------------------------------------------------
@@ -389,8 +447,17 @@ def test_the_two_sides_of_a_claim_have_the_same_tasks_and_seeds(file, name, tier
     (claim,) = (claim for claim in experiment.spec.judged() if claim.id == name)
     if claim.tiers[tier] == "untested":
         return
-    group = experiment.judging_group(claim, tier)
-    assert group
+    if isinstance(claim, RankClaim):
+        for pair in experiment.spec.pairs:
+            jobs = experiment.pair_jobs(tier)[pair.label]
+            arms = [
+                {(j.task, seed) for j in jobs if j.variant == arm for seed in j.seeds} for arm in (pair.of, pair.to)
+            ]
+            assert arms[0] == arms[1], pair.label
+            assert len(arms[0]) >= 2, "no interval"
+            assert any(job.variant == pair.predictor for job in jobs)
+        return
+    (group,) = experiment.judging_groups(claim, tier)
     sides = []
     for side in claim.sides:  # a published number has none
         jobs = [job for job in experiment.judging_jobs(claim, tier) if job.variant == side.variant]

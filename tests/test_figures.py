@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import paired
 import synthetic
-from dynarep import cli, figures
+from dynarep import claims, cli, figures, stats
 from dynarep.configs import AgentConfig, ProtocolConfig, registry
 from dynarep.errors import UserError
 from dynarep.experiment import find, load_all, plain
-from dynarep.figures import drawing, pages, points
+from dynarep.figures import drawing, pages, points, scatter
 from synthetic import DEFAULTS, RETURNS, TRIAL, write_runs
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -38,11 +39,13 @@ def value(variant, task, seed, update, metric):
     return math.exp(0.1 * name - 0.02 * update + 0.2 * math.sin(3 * seed + name) + 0.01 * len(task))
 
 
-@pytest.fixture(params=["R1", "C", "trial", "returns"])
+@pytest.fixture(params=["R1", "C", "trial", "returns", "paired"])
 def drawn(request, tmp_path, new_home):
     """An experiment, the tier whose runs are there, and a folder."""
     if request.param in ("R1", "C"):
         experiment, tier = find(load_all(), request.param), "smoke"
+    elif request.param == "paired":
+        experiment, tier = paired.load(new_home), "ci"
     else:
         (new_home / "experiments" / "published.csv").write_text(PUBLISHED)
         make = (
@@ -88,7 +91,7 @@ def test_the_images_follow_from_the_csv_alone_to_the_same_bytes(drawn):
 def test_missing_seeds_are_counted_on_the_figure(drawn):
     experiment, tier, folder = drawn
     jobs = experiment.jobs(tier)
-    planned = 3 if tier == "paper" else 2
+    planned = {"paper": 3, "ci": 3}.get(tier, 2)
     (folder / "runs" / jobs[0].folders()[1] / "manifest.json").unlink()
     note = figures.note(experiment, tier, shown(experiment, tier, folder))
     assert note.startswith(f"Tier {tier}: {planned - 1} of {planned} seeds.")
@@ -309,6 +312,28 @@ def test_a_final_panel_names_its_arms_below(trial, tmp_path):
     assert [label.get_text() for label in ax.get_xticklabels()] == ["SAC", "MBPO, little", "MBPO", "FTFL"]
 
 
+def test_long_names_of_arms_stay_inside_the_figure(new_home, tmp_path):
+    """The first arm's began to the left of it."""
+    base = TRIAL["variants"]["mbpo"]
+    variants = {
+        f"arm_{k}": {**base, "label": f"MBPO (residual, raw), reward x {k}/128", "environment": {"reward_scale": k}}
+        for k in range(1, 6)
+    }
+    runs = {"small": {**TRIAL["runs"]["small"]}}
+    runs["small"]["budget"] = {"smoke": [{**runs["small"]["budget"]["smoke"][0], "tasks": ["hopper-hop"]}]}
+    curves = {**TRIAL["figure"]["panels"][2], "metrics": {"eval/return": "r"}}
+    final = {**TRIAL["figure"]["panels"][0], "published": False}
+    experiment = synthetic.trial(new_home, variants=variants, runs=runs, figure={"panels": [curves, final]}, claims=[])
+    write_runs(experiment, "smoke", tmp_path / "runs", value)
+    with drawing.style("test"):
+        image = drawing.figure(experiment, shown(experiment, "smoke", tmp_path), "note")
+        renderer = mpl.backends.backend_agg.FigureCanvasAgg(image).get_renderer()
+        boxes = [label.get_window_extent(renderer) for label in image.axes[-1].get_xticklabels()]
+    assert len(boxes) == 5
+    assert min(box.x0 for box in boxes) >= 0
+    assert min(box.y0 for box in boxes) >= 0
+
+
 def test_many_tasks_are_wrapped_and_every_one_is_shown_once_in_each_panel(trial):
     """Nine in a row could not be read."""
     tasks = [f"task-{k}" for k in range(9)]
@@ -327,9 +352,173 @@ def test_many_tasks_are_wrapped_and_every_one_is_shown_once_in_each_panel(trial)
 
 
 def test_labels_that_would_lie_upon_each_other_are_left_out():
-    assert drawing._apart([0.0, 0.05, 0.5, 0.95], log=False) == ["0", "", "0.5", "0.95"]
-    assert drawing._apart([0.001, 0.01, 0.1, 1.0], log=True) == ["0.001", "0.01", "0.1", "1"]
-    assert drawing._apart([3.0], log=True) == ["3"]
+    ticks = [0.0, 0.05, 0.5, 0.95]
+    assert drawing._apart(ticks, np.array(ticks)) == ["0", "", "0.5", "0.95"]
+    ticks = [0.001, 0.01, 0.1, 1.0]
+    assert drawing._apart(ticks, np.log10(ticks)) == ["0.001", "0.01", "0.1", "1"]
+    assert drawing._apart([3.0], np.array([0.5])) == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("doses", "written"),
+    [
+        ([1 / 128, 1 / 32, 0.5, 1.0], ["1/128", "1/32", "1/2", "1"]),  # 0.0078125 would run into its neighbour
+        ([0.0, 1 / 128, 1.0, 16.0], ["0", "1/128", "1", "16"]),
+        ([0.25, 0.5, 1.0], ["0.25", "0.5", "1"]),
+        ([1 / 3, 0.7, 1.0], ["0.333333", "0.7", "1"]),
+    ],
+)
+def test_doses_are_written_as_people_write_them(doses, written):
+    assert drawing._words(doses) == written
+
+
+@pytest.mark.parametrize(("scale", "doses"), [("log", [1 / 128, 1 / 32, 1.0]), ("symlog", [0.0, 1 / 32, 1.0])])
+def test_dose_panels_of_arms_that_differ_in_their_environment_have_readable_doses(new_home, tmp_path, scale, doses):
+    base = TRIAL["variants"]["mbpo"]
+    variants = {
+        f"{series}_{k}": {
+            **base, "label": f"{series} {k}", "series": series, "dose": dose, "environment": {"reward_scale": 2.0**-k},
+            "agent": {"target": target},
+        }
+        for series, target in (("raw", "residual"), ("other", "direct"))
+        for k, dose in enumerate(doses)
+    }  # fmt: skip
+    panel = {"kind": "dose", "metrics": {"return/final": "return"}, "label": "return", "x_scale": scale}
+    panels = [panel | {"x_linear_within": 1 / 64}, {"kind": "curves", "metrics": {"eval/return": "r"}, "label": "r",
+              "x": "agent_step", "colour_by": "series"}]  # fmt: skip
+    experiment = synthetic.trial(new_home, variants=variants, figure={"panels": panels}, claims=[])
+    write_runs(experiment, "smoke", tmp_path / "runs", value)
+    data = shown(experiment, "smoke", tmp_path)
+    axes = axes_of(experiment, data[data["task"] == "hopper-hop"])
+    assert [label.get_text() for label in axes[0].get_xticklabels()] == drawing._words(doses)
+    lines = {line.get_label(): line for line in axes[0].lines if not line.get_label().startswith("_")}
+    assert set(lines) == {"raw", "other"}
+    means = data[(data["panel"] == 0) & data["seed"].isna() & (data["task"] == "hopper-hop")].set_index("variant")
+    for series, line in lines.items():
+        assert list(line.get_ydata()) == [means.loc[f"{series}_{k}", "estimate"] for k in range(3)]
+    seeds = [value("raw_0", "hopper-hop", seed, 8, "return/final") for seed in (0, 1)]
+    level = stats.level([np.array(seeds)], 0.0)
+    row = means.loc["raw_0"]
+    assert (row["estimate"], row["low"], row["high"]) == pytest.approx((level.point, level.low, level.high))
+    assert (axes[0].get_xscale(), axes[1].get_xlabel()) == (scale, "agent steps")
+    assert {line.get_label() for line in axes[1].lines} == {v["label"] for v in variants.values()}
+
+
+# -- pairs --------------------------------------------------------------------------------------------------------
+
+FITS, HELP = [0.1, 0.3, 0.2, 0.8, 0.5, 2.0], [-1.0, 0.5, 0.2, 1.0, 1.5, 4.0]
+
+
+def scattered(home, folder, value=None, **changes):
+    experiment = paired.load(home, **changes)
+    write_runs(experiment, "ci", folder / "runs", value or paired.help_by(HELP, FITS))
+    return experiment, shown(experiment, "ci", folder)
+
+
+def test_a_scatter_shows_what_a_claim_of_the_same_ranks_says(new_home, tmp_path):
+    """Two numbers for one thing, and nobody would know which to believe."""
+    experiment, data = scattered(new_home, tmp_path)
+    v = claims.judge(experiment, experiment.spec.judged()[0], "ci", tmp_path / "runs")
+    (ax,) = axes_of(experiment, data)
+    rank = data[data["series"] == scatter.RANK].iloc[0]
+    assert (rank["estimate"], rank["low"], rank["high"]) == pytest.approx((v.estimate, v.low, v.high))
+    assert ax.get_title(loc="left") == f"Spearman's ρ = {v.estimate:.2f} [{v.low:.2f}, {v.high:.2f}], 6 settings"
+    bars = {bar.get_label().split("  ")[1]: bar for bar in ax.containers}
+    for label, (x, x_low, x_high, y, y_low, y_high) in v.settings.items():
+        line, _, (across, up) = bars[label]
+        assert (line.get_xdata()[0], line.get_ydata()[0]) == pytest.approx((x, y))
+        assert across.get_segments()[0][:, 0] == pytest.approx([x_low, x_high])
+        assert up.get_segments()[0][:, 1] == pytest.approx([y_low, y_high])
+    assert 0.0 in [line.get_ydata()[0] for line in ax.lines if len(set(line.get_ydata())) == 1 and line.get_lw() < 1]
+    assert (ax.get_xscale(), ax.get_xlabel()) == ("log", "reward error of a fit")
+
+
+def test_every_point_of_a_scatter_has_a_number_that_nothing_hides(new_home, tmp_path):
+    """Nineteen settings, most of them upon each other."""
+    g = np.random.default_rng(1)
+    fits, effects = list(np.exp(0.2 * g.normal(size=19))), list(0.3 * g.normal(size=19))
+    experiment, data = scattered(new_home, tmp_path, paired.help_by(effects, fits), **paired.form(19))
+    with drawing.style("test"):
+        image = drawing.figure(experiment, data, "note")
+        renderer = mpl.backends.backend_agg.FigureCanvasAgg(image).get_renderer()
+        (ax,) = (ax for ax in image.axes if ax.axison)
+        for text in ax.texts:
+            text.update_positions(renderer)
+        boxes = [mpl.text.Text.get_window_extent(text, renderer) for text in ax.texts]  # without the line to the point
+        points_at = {text.get_text(): text.xy for text in ax.texts}
+        legend = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert all(image.bbox.x1 >= text.get_window_extent(renderer).x1 for text in ax.get_legend().get_texts())
+        assert ax.get_legend().get_window_extent(renderer).height <= image.bbox.height
+    assert legend[0] == "even"
+    assert legend.index("odd") == 11
+    for entry in legend:
+        number, _, label = entry.partition("  ")
+        if label:
+            row = data[(data["variant"] == label) & data["x"].notna()].iloc[0]
+            assert points_at[number] == (row["x"], row["estimate"]), "a number stands at another point"
+    assert len(points_at) == 19
+    for k, a in enumerate(boxes):
+        assert ax.bbox.x0 <= a.x0 <= a.x1 <= ax.bbox.x1 + 1
+        for b in boxes[:k]:
+            assert not (a.x0 < b.x1 - 1 and b.x0 < a.x1 - 1 and a.y0 < b.y1 - 2 and b.y0 < a.y1 - 2), (k, a, b)
+
+
+def test_settings_without_a_point_are_counted_on_the_figure(new_home, tmp_path):
+    experiment, data = scattered(new_home, tmp_path)
+    assert figures.note(experiment, "ci", data).startswith("Tier ci: 3 to 4 seeds, all there. Reduced: ")
+    for name, seeds in (("fit_1", [0]), ("direct_3", [7, 8, 9, 10])):
+        for job in experiment.jobs("ci"):
+            for seed, folder in zip(job.seeds, job.folders(), strict=True):
+                if job.variant == name and seed in seeds:
+                    (tmp_path / "runs" / folder / "manifest.json").unlink()
+    data = shown(experiment, "ci", tmp_path)
+    assert "reward x 1/8" not in set(data["variant"])
+    note = figures.note(experiment, "ci", data)
+    assert note.startswith("Tier ci: 2 of 3 seeds. 1 of 6 settings have no point. Reduced: ")
+    (ax,) = axes_of(experiment, data)
+    assert ax.get_title(loc="left").endswith("5 settings")
+
+
+def test_a_seed_that_one_arm_lacks_is_left_out_of_the_difference(new_home, tmp_path):
+    experiment, _ = scattered(new_home, tmp_path)
+    job = next(job for job in experiment.jobs("ci") if job.variant == "residual_5")
+    (tmp_path / "runs" / job.folders()[0] / "manifest.json").unlink()
+    data = shown(experiment, "ci", tmp_path)
+    row = data[(data["variant"] == "reward x 1/32") & data["x"].notna()].iloc[0]
+    assert (row["n"], row["planned"]) == (3, 4)
+    assert row["estimate"] == pytest.approx(4.0 + np.mean([0.3, -0.5, 0.4])), "seeds 8, 9 and 10"
+
+
+def test_where_there_is_no_order_a_scatter_says_so(new_home, tmp_path):
+    experiment, data = scattered(new_home, tmp_path, paired.help_by(HELP, [0.5] * 6))
+    assert scatter.RANK not in set(data["series"])
+    assert axes_of(experiment, data)[0].get_title(loc="left") == "no rank correlation"
+
+
+def test_a_scatter_stands_across_all_tasks_below_panels_that_have_a_place_each(new_home, tmp_path):
+    runs = paired.form()["runs"]
+    for group in runs.values():
+        group["budget"]["ci"][0]["tasks"] = ["hopper-hop", "walker-walk"]
+    pairs = paired.form()["pairs"]
+    pairs[0]["tasks"] = ["walker-walk"]
+    panels = [paired.PANEL | {"x_scale": "symlog", "x_linear_within": 0.1},
+              {"kind": "final", "metrics": {"return/final": "return"}, "label": "r"}]  # fmt: skip
+    value = paired.help_by(HELP, FITS)
+    shift = {"hopper-hop": 0.0, "walker-walk": 2.0}
+    experiment, data = scattered(
+        new_home, tmp_path, lambda v, task, *a: value(v, task, *a) + shift[task] * v.startswith("direct"),
+        runs=runs, pairs=pairs, figure={"panels": panels},
+    )  # fmt: skip
+    rows = data[(data["panel"] == 0) & data["x"].notna()].set_index("variant")
+    assert rows.loc["reward x 1/1", ["task", "estimate"]].tolist() == ["walker-walk", pytest.approx(HELP[0] + 2)]
+    assert rows.loc["reward x 1/2", ["task", "estimate"]].tolist() == [
+        "hopper-hop + walker-walk", pytest.approx(HELP[1] + 1),
+    ]  # fmt: skip
+    axes = axes_of(experiment, data)
+    spans = {(ax.get_subplotspec().colspan.start, ax.get_subplotspec().colspan.stop): ax for ax in axes}
+    assert set(spans) == {(0, 2), (0, 1), (1, 2)}
+    assert spans[0, 2].get_xscale() == "symlog"
+    assert [spans[place].get_title() for place in ((0, 1), (1, 2))] == ["hopper-hop", "walker-walk"]
 
 
 def test_means_are_geometric_on_a_log_scale_alone():

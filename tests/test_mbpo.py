@@ -178,7 +178,7 @@ def test_rollouts_start_in_real_states_act_by_the_policy_and_ask_the_model():
 def test_the_oldest_synthetic_transitions_are_overwritten(monkeypatch):
     agent, replay = build(synthetic_capacity=50), filled()
     for step in range(5):
-        sample = lambda obs, action, rng, step=step: (obs, torch.full(obs.shape[:2], float(step)))  # noqa: E731
+        sample = lambda obs, action, rng, noisy, step=step: (obs, torch.full(obs.shape[:2], float(step)))  # noqa: E731
         monkeypatch.setattr(agent.ensemble, "sample", sample)
         agent.learn(replay, step)
     kept = agent.synthetic.data["reward"][0].tolist()
@@ -188,8 +188,10 @@ def test_the_oldest_synthetic_transitions_are_overwritten(monkeypatch):
 def test_a_minibatch_is_synthetic_rows_first_and_then_real_ones(monkeypatch):
     agent, replay, batches = build(batch_size=256, updates_per_step=3), filled(), []
     replay.data["reward"].fill_(1.0)
-    monkeypatch.setattr(agent.ensemble, "sample", lambda obs, action, rng: (obs, torch.full(obs.shape[:2], -1.0)))
-    monkeypatch.setattr(agent.sac, "update", lambda batch, noise: batches.append((batch, noise)) or {})
+    monkeypatch.setattr(
+        agent.ensemble, "sample", lambda obs, action, rng, noisy: (obs, torch.full(obs.shape[:2], -1.0))
+    )
+    monkeypatch.setattr(agent.sac, "update", lambda batch, noise, report: batches.append((batch, noise)) or {})
     agent.learn(replay, 0)
     assert len(batches) == 3
     for batch, noise in batches:
@@ -245,7 +247,7 @@ def test_longer_rollouts_go_on_from_the_imagined_state_and_drop_rows_that_ended(
     replay.data["obs"][..., 0] = 1.5
     replay.data["obs"][..., 1] = torch.arange(100.0) / 100  # tells rows apart; how fast they rise, too
 
-    def sample(obs, action, generators):
+    def sample(obs, action, generators, noisy):
         risen = obs.clone()
         risen[..., 0] += obs[..., 1]
         return risen, torch.zeros(obs.shape[:2])
@@ -288,7 +290,7 @@ def test_a_seed_without_synthetic_transitions_learns_from_real_ones(monkeypatch)
     agent, replay, batches = build([0, 1], selection="macura"), filled([0, 1]), []
     replay.data["reward"].fill_(1.0)
     monkeypatch.setattr(agent._rule, "threshold", lambda: torch.tensor([0.0, math.inf]))
-    monkeypatch.setattr(agent.sac, "update", lambda batch, noise: batches.append(batch) or {})
+    monkeypatch.setattr(agent.sac, "update", lambda batch, noise, report: batches.append(batch) or {})
     agent.learn(replay, 0)
     assert agent.synthetic.sizes[0] == 0
     assert agent.synthetic.sizes[1] > 0

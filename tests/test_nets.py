@@ -5,11 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dynarep.activations import ACTIVE, mish, simnorm
 from dynarep.agents.mad_td import MadTD
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.histogram import HLGauss
 from dynarep.initialisers import uniform_fan_in
-from dynarep.nets import Adam, Net, Spec, _mish_, mish, simnorm
+from dynarep.nets import Adam, Net, Spec
 from dynarep.streams import stream
 
 
@@ -20,10 +21,21 @@ def test_mish_equals_pytorchs_in_value_and_gradient_over_the_whole_range():
     mish(x).sum().backward()
     torch.testing.assert_close(mish(x).double(), F.mish(reference), rtol=3e-6, atol=1e-7)
     torch.testing.assert_close(x.grad.double(), reference.grad, rtol=3e-6, atol=1e-6)
-    y, slope = _mish_(x.detach().clone(), True)
-    torch.testing.assert_close(y.double(), F.mish(reference), rtol=3e-6, atol=1e-7)
-    torch.testing.assert_close(slope.double(), reference.grad, rtol=3e-6, atol=1e-6)
-    assert torch.equal(_mish_(x.detach().clone(), False)[0], y)
+
+
+@pytest.mark.parametrize("activation", ACTIVE, ids=lambda f: f.__name__)
+def test_an_activation_that_is_written_out_has_the_same_value_and_the_right_derivative(activation):
+    x = torch.cat([torch.linspace(-90, 90, 4001), torch.zeros(3), torch.randn(2000)])
+    reference = x.double().requires_grad_()
+    exact = getattr(F, activation.__name__)(reference)
+    upstream = torch.randn(x.shape)
+    exact.backward(upstream.double())
+    written = ACTIVE[activation]
+    y, kept = written.forward(x.clone(), True)
+    torch.testing.assert_close(y.double(), exact, rtol=3e-6, atol=1e-7)
+    torch.testing.assert_close(written.forward(x.clone(), False)[0], y, rtol=3e-7, atol=1e-30)
+    torch.testing.assert_close(activation(x), y, rtol=3e-6, atol=1e-7)
+    torch.testing.assert_close(written.back(upstream.clone(), kept).double(), reference.grad, rtol=1e-5, atol=1e-5)
 
 
 def test_simnorm_groups_sum_to_one():
@@ -62,7 +74,7 @@ def in_doubles(net: Net, x: torch.Tensor, parameters: dict[str, torch.Tensor]) -
             x = F.layer_norm(x, x.shape[-1:], eps=spec.layer_norm)
             x = x * parameters[f"/{i}.scale"].unsqueeze(-2) + parameters[f"/{i}.shift"].unsqueeze(-2)
         if i < last:
-            x = F.mish(x)
+            x = getattr(F, spec.activation.__name__)(x)
     return x
 
 
@@ -104,6 +116,39 @@ def test_the_written_out_backward_pass_is_the_derivative(members, out, norm, nor
             torch.testing.assert_close(part.grad.double(), reference.grad, rtol=1e-4, atol=1e-4)
         else:
             assert part.grad is None
+
+
+@pytest.mark.parametrize("activation", ACTIVE, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize(("out", "norm"), [(1, None), (4, None), (4, 1e-6)])
+def test_forward_and_backward_alone_are_value_and_derivative_for_every_activation(activation, members, out, norm):
+    net, g = somewhere(Spec((9, 16, 16, out), activation, norm), members), torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, 32, n, generator=g) for n in (6, 3)]
+    ours, tape = net.forward(parts)
+    torch.testing.assert_close(net.forward(parts, keep=False)[0], ours, rtol=1e-5, atol=1e-6)
+    upstream = torch.randn(ours.shape, generator=g)
+    slope = net.backward(upstream.clone(), tape, columns=slice(6, 9))
+
+    exact = {slot: net.parameter(slot).double().requires_grad_() for slot in net.slots()}
+    inputs = torch.cat(parts, -1).double().unsqueeze(1).repeat(1, members, 1, 1).requires_grad_()
+    theirs = in_doubles(net, inputs, exact)
+    theirs.backward(upstream.double().view(theirs.shape))
+    torch.testing.assert_close(ours.double().view(theirs.shape), theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(slope.double().view(2, members, 32, 3), inputs.grad[..., 6:], rtol=1e-4, atol=1e-5)
+    for slot, (start, shape) in net._slots.items():
+        found = net.flat.grad[:, start : start + exact[slot][0, 0].numel()].view(2, members, *shape)
+        torch.testing.assert_close(found.double(), exact[slot].grad, rtol=1e-4, atol=1e-4, msg=slot)
+
+
+def test_the_tape_of_the_last_rows_is_that_of_a_pass_of_them_alone():
+    net, x = somewhere(Spec((9, 16, 16, 4), torch.relu), 1), torch.randn(2, 96, 9)
+    slope, found = torch.randn(2, 32, 4), []
+    for tape in (net.forward((x,))[1].last(32), net.forward((x[:, 64:],))[1]):
+        net.backward(slope.clone(), tape)
+        found.append(net.flat.grad.clone())
+        net.flat.grad.zero_()
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+    assert found[0].any()
 
 
 def test_a_frozen_network_passes_the_gradient_on_and_keeps_none():
@@ -208,7 +253,8 @@ def test_adam_with_clipping_equals_torchs_adam_on_the_clipped_gradient_of_each_s
     for _ in range(4):
         x, y = torch.randn(3, 16, 4), torch.randn(3, 16, 2) * torch.tensor([0.1, 1.0, 30.0])[:, None, None]
         (net(x) - y).square().mean((1, 2)).sum().backward()
-        norms = ours.step()
+        norms = ours.norm()
+        ours.step()
         for s, (p, adam) in enumerate(zip(plain, adams, strict=True)):
             adam.zero_grad()
             h = torch.tanh(x[s] @ p["/0.kernel"] + p["/0.bias"]) @ p["/1.kernel"] + p["/1.bias"]

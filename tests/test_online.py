@@ -64,7 +64,7 @@ def test_bytes_are_the_same_twice_and_in_every_block(agent):
     """Hopper's episodes differ in length, so seeds meet their evaluations and resets at different times."""
     settings = {"environment": HOPPER, "eval_episodes": 2}
     alone = everything(finish(build([0], agent, **settings)), 0)
-    for seeds in ([0], [0, 1], [3, 0, 1]):
+    for seeds in ([0, 1], [3, 0, 1]):
         assert everything(finish(build(seeds, agent, **settings)), seeds.index(0)) == alone, f"in block {seeds}"
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from dynarep.activations import simnorm
 from dynarep.agents.mad_td import MadTD
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.diagnostics.td import td_error
 from dynarep.histogram import HLGauss
-from dynarep.nets import Net, simnorm
+from dynarep.nets import Net
 
 ARRAYS = {name: np.load(Path(__file__).parent / "parity" / f"mad_td_update{name}.npz") for name in ("", "_hard")}
 LAYER = {"kernel": "Dense_0/kernel", "bias": "Dense_0/bias", "scale": "LayerNorm_0/scale", "shift": "LayerNorm_0/bias"}

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+import paired
 import synthetic
 from dynarep import claims, cli, records, report, run
 from dynarep.experiment import Experiment, find, load_all
@@ -294,6 +295,128 @@ def test_a_published_number_stands_beside_ours(build, new_home, tmp_path, contra
     assert "without quadruped-walk, Hopper-v5 (no number of BRO, UTD 10 at step 500000): " in text
     assert explained in text
     assert "Why no experiment judges it" not in text
+
+
+@pytest.fixture
+def ranked(new_home, tmp_path):
+    """The paired experiment with its runs at the ci tier; the keyword arguments of `build`."""
+    experiment = paired.load(new_home)
+    synthetic.write_runs(experiment, "ci", tmp_path / "ranked", paired.help_by([-1, 0, 1, 2, 3, 4], [1, 2, 3, 4, 5, 6]))
+    found = claims.judge_all([experiment], "ci", tmp_path / "ranked")
+    return {"experiments": [experiment], "tier": "ci", "verdicts": found, "results": tmp_path / "ranked"}
+
+
+def test_a_claim_of_ranks_counts_settings_and_lists_every_one(build, ranked):
+    page = Page(build(**ranked))
+    (v,) = ranked["verdicts"]
+    for words in (
+        "Settings 6 of 6 planned",
+        "Bootstrap interval over settings [1, 1]",
+        "p, two-sided, by permutation 0.003",
+    ):
+        assert words in page.text, words
+    assert f"1 [{v.low:.3g}, 1] Spearman's rank correlation n = 6 settings" in page.text
+    assert "Setting reward/nmse 95 % interval return/final, difference 95 % interval reward x 1/1 1 [" in page.text
+    label, numbers = list(v.settings.items())[-1]
+    x, x_low, x_high, y, y_low, y_high = map(report.number, numbers)
+    assert f"{label} {x} [{x_low}, {x_high}] {y} [{y_low}, {y_high}]" in page.text
+    assert sum("strip" in (a.get("class") or "") for a in page.all("svg")) == 1
+
+
+def test_a_claim_of_ranks_without_all_runs_shows_how_many_settings_there_are(build, ranked):
+    next(ranked["results"].glob("ensemble/*/*/seed=1/manifest.json")).unlink()
+    found = claims.judge_all(ranked["experiments"], "ci", ranked["results"])
+    text = Page(build(**ranked | {"verdicts": found})).text
+    assert "5 of 6 settings have all their runs. 2 of 3 runs of 'fit_" in text
+    assert "Settings 5 of 6 planned" in text
+    assert "per setting" not in text
+
+
+# -- dial tasks ---------------------------------------------------------------------------------------------------
+
+EXPLAINS = {"turned": "The unit.", "happened": "It broke.", "says": f"Units matter {HOSTILE}.", "beside": ["R1", "C"]}
+
+
+@pytest.fixture
+def dials(new_home, experiments, figures):
+    """A dial experiment beside two others; figures of all three, each of its own."""
+    for place in ("madtd/R1", "ftfl/C", "beyond/Y1"):
+        path = figures / "smoke" / f"{place}.svg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(SVG.replace("axes_1", place))
+    return [*experiments, synthetic.trial(new_home, explains=EXPLAINS)]
+
+
+def drawn(image):
+    """Return which figure an image is."""
+    return re.search('id="([^"]+)"', base64.b64decode(image["src"].partition("base64,")[2]).decode())[1]
+
+
+def test_a_dial_task_stands_beside_the_diagnostics_that_it_should_explain(build, dials, results):
+    verdicts = claims.judge_all(dials, "smoke", results)
+    text = build(experiments=dials, verdicts=verdicts)
+    section = text[text.index('<section id="dials"') : text.index("<article")]
+    images = Page(section).all("img")
+    assert [drawn(image) for image in images] == ["beyond/Y1", "madtd/R1", "ftfl/C"]
+    assert all(image["alt"] for image in images)
+    words = Page(section).text
+    assert report.DIALS in words
+    assert (
+        f"What was turned. The unit. What happened. It broke. What it says about the paper, and what not. "
+        f"Units matter {HOSTILE}."
+    ) in words
+    for experiment in dials[:2]:
+        line = f'Real-benchmark diagnostic. <a href="#exp-{experiment.key}">{experiment.spec.id}: '
+        assert line in section
+    assert "Y1: runs, arms, deviations . Claims: Z1 ○ untested ; Z2 ○ untested" in words
+    page = Page(text)
+    assert len(page.all("script")) == 1
+    assert any(a["href"] == "#dials" for a in page.all("a")), "in the contents"
+    # its own section keeps everything but the figure, which is there once
+    assert [drawn(image) for image in page.all("img")].count("beyond/Y1") == 1
+    assert "Its figure stands beside the diagnostics that it should explain ." in page.text
+    assert page.text.count(dials[2].spec.caption) == 1
+
+
+def test_the_section_of_dial_tasks_is_as_sound_as_the_rest_of_the_page(build, dials, results):
+    page = Page(build(experiments=dials, verdicts=claims.judge_all(dials, "smoke", results)))
+    ids = Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes)
+    assert max(ids.values()) == 1
+    assert all(a["href"][1:] in ids for a in page.all("a"))
+    regions = Counter(a.get("aria-label") for _, a in page.elements if a.get("role") == "region")
+    assert max(regions.values()) == 1, "two places that a screen reader cannot tell apart"
+
+
+def test_a_dial_task_without_figures_says_which_are_missing(build, dials, figures):
+    for place in ("madtd/R1", "beyond/Y1"):
+        (figures / "smoke" / f"{place}.svg").unlink()
+    text = build(experiments=[dials[1], dials[2]], verdicts=[])
+    section = Page(text[text.index('<section id="dials"') : text.index("<article")])
+    assert "No figure at the smoke tier yet. Real-benchmark diagnostic. R1: " in section.text
+    assert "No figure at the smoke tier. Real-benchmark diagnostic. C Not in this report." in section.text
+    assert Page(text).text.count(dials[2].spec.caption) == 1
+
+
+def test_without_dial_tasks_there_is_no_section_of_them(build):
+    assert "dials" not in build().split("</style>")[1]
+
+
+def test_dials_that_all_arms_share_are_listed_one_by_one(build, new_home, results):
+    """An arm that sets one dial must not hide the others."""
+    variants = {
+        f"m{k}": {**synthetic.TRIAL["variants"]["mbpo"], "label": f"m{k}", "environment": {"dials": {"nuisance": k}}}
+        for k in (3, 4)
+    }
+    runs = json.loads(json.dumps(synthetic.TRIAL["runs"]))
+    runs["small"]["settings"]["environment"] = {"dials": {"process_noise": 0.25}}
+    runs["small"]["budget"] = {"smoke": runs["small"]["budget"]["smoke"]}
+    runs["small"]["budget"]["smoke"][0]["tasks"] = ["dial-reach"]
+    figure = {"panels": [{"kind": "final", "metrics": {"return/final": "r"}, "label": "r"}]}
+    experiment = synthetic.trial(new_home, variants=variants, runs=runs, figure=figure, claims=[])
+    text = Page(build(experiments=[experiment], verdicts=[])).text
+    assert "dials.process_noise 0.25 0 the experiment" in text
+    assert "m3 dials nuisance 3" in text
+    assert "dials.nuisance" not in text, "what arms set is listed with them"
 
 
 def test_arms_of_several_agents_share_the_rows_of_a_group(build, new_home, results):

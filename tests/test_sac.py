@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import probes
 from dynarep.agents.sac import SAC
+from dynarep.configs import Units
 from dynarep.configs.sac import SACConfig
 from dynarep.initialisers import halves, orthogonal
 from dynarep.replay import Replay, draw
@@ -258,12 +259,59 @@ def test_target_bootstraps_from_the_smaller_target_critic_unless_the_episode_ter
         action, log_prob = agent.sample(rows["next_obs"], noise)
         both = agent.values(agent.target, rows["next_obs"], action)
     assert 0 < both[0].argmin(0).sum() < BATCH
-    y = agent.td_target(rows, noise, alpha)
+    y = agent.td_target(rows, action, log_prob, alpha)
     ended = rows["mask"] == 0
     assert 0 < ended.sum() < BATCH
     assert torch.equal(y[ended], rows["reward"][ended])
     expected = rows["reward"] + 0.99 * (both.amin(1) - 0.7 * log_prob)
     torch.testing.assert_close(y[~ended], expected[~ended])
+
+
+@pytest.mark.parametrize("settings", [{}, {"critic_layer_norm": True}, {"hidden_layers": 1}], ids=str)
+def test_both_steps_follow_the_derivatives_of_the_losses_as_autograd_finds_them(settings, monkeypatch):
+    seeds = [0, 1]
+    agent = spread(build(seeds, initial_temperature=0.3, **settings))
+    rows, noise = transitions(seeds), agent.noise(generators(seeds))
+    alpha, steps = agent.temperature, {}
+    for name in ("critic", "actor"):
+        flat = getattr(agent, name).flat
+        monkeypatch.setattr(agent._optimisers[name], "step", lambda n=name, f=flat: steps.setdefault(n, f.grad.clone()))
+    y = agent.td_target(rows, *(x.detach() for x in agent.sample(rows["next_obs"], noise[0])), alpha)
+    agent.update(rows, noise)
+
+    agent.critic.flat.grad.zero_()
+    (agent.values(agent.critic, rows["obs"], rows["action"]) - y.unsqueeze(1)).square().mean(-1).sum().backward()
+    torch.testing.assert_close(steps["critic"], agent.critic.flat.grad, rtol=1e-4, atol=1e-5)
+    agent.actor.flat.grad.zero_()
+    action, log_prob = agent.sample(rows["obs"], noise[1])
+    both = agent.values(agent.critic, rows["obs"], action, frozen=True)
+    assert 0 < both.argmin(1).sum() < both[:, 0].numel()
+    (alpha.unsqueeze(1) * log_prob - both.amin(1)).mean(-1).sum().backward()
+    torch.testing.assert_close(steps["actor"], agent.actor.flat.grad, rtol=1e-4, atol=1e-6)
+    assert all(step.any() for step in steps.values())
+
+
+def test_where_both_critics_agree_the_actor_climbs_their_mean(monkeypatch):
+    found = []
+    for distance in (0.0, 1.0):  # apart, the first is the smaller one everywhere and counts alone
+        agent, rows = spread(build()), transitions()
+        agent.critic.flat[1] = agent.critic.flat[0]
+        agent.critic.parameter("/2.bias")[0, 1] += distance
+        for name in ("critic", "actor"):
+            monkeypatch.setattr(agent._optimisers[name], "step", lambda: None)
+        agent.update(rows, agent.noise(generators([0])))
+        found.append(agent.actor.flat.grad)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+    assert found[0].any()
+
+
+def test_an_update_that_nobody_asks_about_is_the_same():
+    agents = build(), build()
+    for report, agent in enumerate(agents):
+        terms = agent.update(transitions(), agent.noise(generators([0])), report=bool(report))
+        assert bool(terms) == bool(report)
+    states = [agent.state() for agent in agents]
+    assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
 
 
 def test_an_update_changes_with_the_temperature_of_before_not_of_after():
@@ -335,6 +383,42 @@ def test_a_seed_starts_with_the_same_weights_in_every_block_and_critics_differ()
     kernel = together.critic.parameter("/0.kernel")
     assert len({kernel[s, j].numpy().tobytes() for s in range(3) for j in range(2)}) == 6
     assert torch.equal(together.target.flat, together.critic.flat)
+
+
+# -- units ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"critic_layer_norm": True}], ids=str)
+def test_what_the_reported_units_are_called_changes_no_bit_of_what_is_learned(settings):
+    seeds, units = [0, 3], Units(obs=32.0, reward=2.0**-7)
+    plain = build(seeds, **settings)
+    told = SAC(plain.config, OBS, ACTION, seeds, units=units)
+    ours, theirs = filled(seeds), filled(seeds)
+    for name, unit in (("obs", units.obs), ("next_obs", units.obs), ("reward", units.reward)):
+        theirs.data[name] *= unit
+    for step in range(5):
+        expected, seen = plain.learn(ours, step), told.learn(theirs, step)
+        for name, value in seen.items():
+            assert torch.equal(value, expected[name] * (units.reward if name in ("q1", "reward") else 1.0)), name
+    before, after = plain.state(), told.state()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+    some, reported = (replay.rows(torch.arange(45).repeat(2, 1)) for replay in (ours, theirs))
+    assert torch.equal(told.explore(reported["obs"][:, 0], 9), plain.explore(some["obs"][:, 0], 9))
+    assert torch.equal(told.act(reported["obs"]), plain.act(some["obs"]))
+    samples = (
+        agent.log_prob_sample(rows["obs"], generators(seeds)) for agent, rows in ((told, reported), (plain, some))
+    )
+    assert all(torch.equal(*pair) for pair in zip(*samples, strict=True))
+    values = plain.q(some["obs"], some["action"])
+    assert torch.equal(told.q(reported["obs"], reported["action"]), units.reward * values)
+
+
+def test_units_that_are_not_declared_are_learned_as_they_come():
+    agents = build(), SAC(build().config, OBS, ACTION, [0], units=Units(obs=32.0))
+    for agent in agents:
+        agent.learn(filled(), 0)
+    assert not torch.equal(agents[0].critic.flat, agents[1].critic.flat)
 
 
 # -- learning, blocks, checkpoints -----------------------------------------------------------------------------------
@@ -420,12 +504,12 @@ def test_update_flops_are_the_published_counts():
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_update_flops_count_the_products_that_an_update_makes(layers):
-    agent, rows = build(hidden_layers=layers), transitions()
+    agent, rows = build(obs=20, hidden_layers=layers), transitions(obs=20)
     with FlopCounterMode(display=False) as counter:
         agent.update(rows, agent.noise(generators([0])))
-    # Scalar heads are no matrix products; PyTorch takes the actor's loss back to the observation, which is dropped.
-    heads, to_observation = 2 * BATCH * 6 * 2 * 16, 2 * BATCH * 2 * OBS * 16
-    assert counter.get_total_flops() == agent.config.update_flops(OBS, ACTION) - heads + to_observation
+    # Scalar heads are no matrix products; the actor's loss goes back to 8 columns of the input, not to the action's.
+    heads, too_many = 2 * BATCH * 6 * 2 * 16, 2 * BATCH * 2 * (8 - ACTION) * 16
+    assert counter.get_total_flops() == agent.config.update_flops(20, ACTION) - heads + too_many
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Statistics: each test names what a reader of a claim table could no longer believe if it failed."""
 
+import itertools
 import math
 import os
 import subprocess
@@ -17,6 +18,7 @@ from rliable import library, metrics
 from dynarep import stats
 
 VALUES = st.floats(-100, 100).map(lambda x: round(x, 3))
+EXACT = st.integers(-100 * 1024, 100 * 1024).map(lambda x: x / 1024)  # sums and differences have no rounding
 POSITIVE = st.floats(-5, 5).map(lambda x: math.exp(round(x, 3)))
 
 
@@ -286,7 +288,7 @@ def test_swapping_numerator_and_denominator_inverts_the_ratio(pairs):
 
 
 @settings(max_examples=40, deadline=None)
-@given(arms(), st.floats(-20, 20))
+@given(arms(EXACT), EXACT)
 def test_p_below_five_per_cent_is_the_null_outside_the_interval(pairs, null):
     estimate = stats.paired_difference(*split(pairs), null=null)
     if min(abs(null - estimate.low), abs(null - estimate.high)) > 1e-9:
@@ -511,3 +513,106 @@ def test_without_spread_the_advised_number_of_seeds_is_that_of_the_sign_test():
 )
 def test_no_number_of_seeds_is_promised_where_none_helps(spread, effect):
     assert stats.seeds_needed(spread, effect) is None
+
+
+# Ranks
+
+
+def settings_of(size):
+    """Two measurements of some settings, with ties, neither of them constant."""
+    side = st.lists(st.integers(-3, 3), min_size=size, max_size=size).filter(lambda x: len(set(x)) > 1)
+    return st.tuples(side, side)
+
+
+@given(st.integers(3, 8).flatmap(settings_of))
+@settings(max_examples=40, deadline=None)
+def test_the_rank_correlation_is_spearmans_and_its_p_that_of_every_order(pair):
+    x, y = pair
+    ours = stats.rank_correlation(x, y)
+    assert ours.point == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
+    ranks = [scipy.stats.rankdata(v) - (len(x) + 1) / 2 for v in pair]
+    found = [abs(ranks[0] @ np.array(order)) for order in itertools.permutations(ranks[1])]
+    assert ours.p == pytest.approx(np.mean(np.array(found) >= abs(ranks[0] @ ranks[1]) - 1e-9), abs=1e-12)
+    assert (ours.n, ours.strata) == (len(x), 1)
+
+
+def test_random_orders_come_close_to_all_of_them_and_never_say_zero(monkeypatch):
+    """Without the one that was observed, p could be 0."""
+    x, y = list(range(8)), [1, 0, 3, 2, 5, 7, 4, 6]
+    listed = stats.rank_correlation(x, y).p
+    monkeypatch.setattr(stats, "MOST_LISTED", 7)
+    monkeypatch.setattr(stats, "RESAMPLES", 20_000)
+    drawn = stats.rank_correlation(x, y).p
+    assert drawn == pytest.approx(listed, abs=4 * math.sqrt(listed / 20_000))
+    assert stats.rank_correlation(range(30), range(30)).p == 1 / 20_001
+
+
+@given(settings_of(9), st.randoms(use_true_random=False))
+@settings(max_examples=20, deadline=None)
+def test_neither_the_order_of_settings_nor_a_change_of_unit_moves_a_rank_correlation(pair, random):
+    whole = stats.rank_correlation(*pair, key=("k",))
+    together = list(zip(*pair, strict=True))
+    random.shuffle(together)
+    x, y = zip(*together, strict=True)
+    assert stats.rank_correlation(x, y, ("k",)) == whole
+    assert stats.rank_correlation(np.exp(x), np.array(y) * 7.0 - 2, ("k",)) == whole
+    other = stats.rank_correlation(-np.array(x), y, ("k",))
+    assert (other.point, other.n) == (-whole.point, whole.n)
+
+
+def test_a_perfect_order_of_few_settings_is_no_certainty():
+    """Every resample of it is perfect too."""
+    up, down = stats.rank_correlation(range(6), range(6)), stats.rank_correlation(range(6), range(0, -6, -1))
+    assert (up.point, up.boot_low, up.high) == (1, 1, 1)
+    short = math.atanh(1 - 6 / (6**3 - 6))
+    half = scipy.stats.norm.ppf(0.975) * math.sqrt((1 + math.tanh(short) ** 2 / 2) / 3)
+    assert up.low == pytest.approx(math.tanh(short - half))
+    assert (down.point, down.low, down.high) == (-1, -1, -up.low)
+    assert up.p == down.p == pytest.approx(2 / math.factorial(6))
+    few = stats.rank_correlation(range(3), range(3))
+    assert (few.point, few.low, few.high) == (1, -1, 1), "three settings exclude nothing"
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        ([1, 2], [1, 2], "at least three settings"),
+        ([1, 2, 3], [1, 2, 3, 4], "3 values of x, 4 of y"),
+        ([1, 2, math.nan], [1, 2, 3], "x: stratum 0, index 2 is nan"),
+        ([1, 2, 3], [5, 5, 5], "y is 5 in all settings: there is no order to compare"),
+    ],
+)
+def test_settings_without_an_order_are_refused(x, y, said):
+    with pytest.raises(ValueError, match=said):
+        stats.rank_correlation(x, y)
+
+
+def test_unrelated_measurements_are_told_apart_in_at_most_five_per_cent(monkeypatch):
+    monkeypatch.setattr(stats, "RESAMPLES", 400)
+    generator = np.random.default_rng(0)
+    for n in (6, 12):
+        found = [stats.rank_correlation(*generator.normal(size=(2, n)), key=(i,)) for i in range(300)]
+        wrong = sum(e.p < 0.05 and not e.low <= 0 <= e.high for e in found)
+        assert wrong / 300 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 300), n
+
+
+def test_the_interval_of_a_rank_correlation_covers_as_often_as_its_docstring_says(monkeypatch):
+    monkeypatch.setattr(stats, "RESAMPLES", 400)
+    monkeypatch.setattr(stats, "_permutation_test", lambda *_: math.nan)
+    generator = np.random.default_rng(0)
+    for rho, n, expected in ((0.0, 8, 0.954), (0.8, 12, 0.974), (0.95, 20, 0.973)):
+        true = 6 / math.pi * math.asin(rho / 2)
+        covered = 0
+        for i in range(400):
+            x, noise = generator.normal(size=(2, n))
+            e = stats.rank_correlation(x, rho * x + math.sqrt(1 - rho**2) * noise, (i,))
+            covered += e.low <= true <= e.high
+        assert covered / 400 == pytest.approx(expected, abs=0.005 + 3 * math.sqrt(expected * (1 - expected) / 400))
+
+
+def test_a_median_lies_between_the_runs_that_the_sign_test_allows():
+    values = np.arange(10.0)
+    assert stats.median(values[::-1]) == (4.5, 1.0, 8.0)
+    outside = scipy.stats.binom.cdf(1, 10, 0.5)  # of the second smallest run; one further in, it would be too much
+    assert 2 * outside <= 0.05 < 2 * scipy.stats.binom.cdf(2, 10, 0.5)
+    assert stats.median([3.0, 1.0, 2.0, 5.0, 4.0]) == (3.0, -math.inf, math.inf), "five seeds cannot say"

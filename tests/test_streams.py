@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynarep.streams import integer, stream
+from dynarep.streams import integer, stream, streams
 
 PURPOSE = st.lists(st.one_of(st.text("ab /", max_size=4), st.integers(0, 9)), min_size=1, max_size=3)
 KEYS = st.lists(st.tuples(st.integers(0, 2**40), PURPOSE.map(tuple)), min_size=1, max_size=4, unique=True)
@@ -27,6 +27,16 @@ def test_the_derivation_of_streams_has_not_changed():
         atol=0,
     )
     assert integer(1, "environment", 0) == 1_729_452_988
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 2**128 - 1) | st.integers(0, 50), min_size=1, max_size=12), PURPOSE)
+def test_streams_of_a_block_are_those_of_its_seeds(seeds, purpose):
+    together = streams(seeds, *purpose)
+    for seed, generator in zip(seeds, together, strict=True):
+        alone = stream(seed, *purpose)
+        assert generator.bit_generator.state == alone.bit_generator.state
+        assert generator.bytes(8) == alone.bytes(8)
 
 
 @settings(deadline=None)

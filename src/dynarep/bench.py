@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynarep import process
 from dynarep.agents.ensemble import Ensemble
 from dynarep.agents.mad_td import MadTD
 from dynarep.agents.sac import SAC
@@ -70,7 +71,7 @@ def run(rounds: int = 9, report: Callable[[int, int], None] | None = None) -> di
     Returns:
         `gemm_gflops`, the rate of a square fp32 product, and `rows`, a list of `Row` as plain data.
     """
-    torch.set_num_threads(1)
+    process.settle()
     kernels = [_gemm(), _sac(1, 256, 256), _sac(5, 64, 64), _ensemble(1, 200, 256), _ensemble(5, 64, 32)]
     kernels += _rollouts(20_000)
     for width, batch in ((512, 512), (128, 128)):

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from dynarep import envs, files, published
 from dynarep.configs import AgentConfig, PartConfig, ProtocolConfig, registry
 from dynarep.errors import UserError, explain, nearest
-from dynarep.schema import LINE_STYLES, AgreementClaim, Contrast, Group, Judged, Panel, ResultTable, Shows, budget_model
+from dynarep.schema import FEWEST_PAIRS, LINE_STYLES, Group, Panel, ResultTable, Shows, budget_model
+from dynarep.statements import FEWEST_RANKED, AgreementClaim, Contrast, Judged, Rank, RankClaim
 
 if TYPE_CHECKING:
     from dynarep.experiment import Experiment
@@ -45,12 +46,15 @@ def faults(experiment: Experiment) -> list[str]:
     if any(group.protocol not in protocols for group in spec.runs.values()):
         return found
     metrics = {metric for group in spec.runs.values() for metric in protocols[group.protocol].metrics}
-    resolved = not found
+    resolved, before_pairs = not found, len(found)
+    found += _pair_faults(experiment)
+    resolved = resolved and len(found) == before_pairs
     for index, panel in enumerate(spec.panels):
         where = f"figure.panels.{index}"
         found += _name_faults(where, panel.variants or (), panel.needs(), experiment, metrics)
         found += _dose_faults(experiment, where, panel)
         found += _style_faults(experiment, where, panel)
+        found += _scatter_faults(experiment, where, panel) if resolved else ()
         found += _shown_faults(experiment, where, panel) if resolved else ()
     if spec.table:
         found += _table_faults(experiment, spec.table, metrics)
@@ -60,6 +64,9 @@ def faults(experiment: Experiment) -> list[str]:
     for claim in spec.judged():
         for side in claim.sides:
             found += _name_faults(f"claims.{claim.id}", [side.variant], [side.metric], experiment, metrics)
+        if isinstance(claim, RankClaim):
+            found += _rank_faults(experiment, claim, metrics, resolved)
+            continue
         found += _unknown(f"claims.{claim.id}.runs: unknown group", claim.runs, spec.runs)
         found += _judging_faults(experiment, claim) if resolved else ()
         found += _theirs_faults(experiment, claim) if resolved else ()
@@ -121,6 +128,83 @@ def _style_faults(experiment: Experiment, where: str, panel: Panel) -> Iterator[
         if of.count(series) > LINE_STYLES:
             what = f"{of.count(series)} variants of series '{series}', but only {LINE_STYLES} line styles"
             yield f"{where}.colour_by: {what}. Write fewer under 'variants', or another 'series:' under some of them."
+
+
+def _pair_faults(experiment: Experiment) -> Iterator[str]:
+    """Check the pairs' names, and that each of their variants runs in one group at most: else which run is meant?"""
+    spec = experiment.spec
+    if spec.pairs and len(spec.pairs) < FEWEST_PAIRS:
+        yield f"pairs: {len(spec.pairs)}, but fewer than {FEWEST_PAIRS} have no order to speak of."
+    labels = [pair.label for pair in spec.pairs]
+    for label in dict.fromkeys(label for label in labels if labels.count(label) > 1):
+        yield f"pairs: {labels.count(label)} of them have the label '{label}'. Write labels that tell them apart."
+    for index, pair in enumerate(spec.pairs):
+        for key in ("predictor", "of", "to"):
+            yield from _unknown(f"pairs.{index}.{key}: unknown variant", [getattr(pair, key)], spec.variants)
+    paired = {name for pair in spec.pairs for name in pair.variants}
+    for tier in experiment.tiers():
+        running: dict[str, list[str]] = {}
+        for name, group in spec.runs.items():
+            for variant in group.variants or spec.variants if tier in group.budget else ():
+                running.setdefault(variant, []).append(name)
+        for variant, groups in running.items():
+            if variant in paired and len(groups) > 1:
+                what = f"'{variant}' runs in several groups at tier {tier}: {', '.join(groups)}"
+                yield f"pairs: {what}. Give each of them variants of its own, under 'variants:' there."
+
+
+def _scatter_faults(experiment: Experiment, where: str, panel: Panel) -> Iterator[str]:
+    """Check that a scatter has pairs, and says what a claim of the same ranks says."""
+    if panel.kind != "scatter":
+        return
+    if not experiment.spec.pairs:
+        yield f"{where}: a scatter shows the experiment's pairs, and there are none. Write 'pairs:'."
+    (metric,) = panel.metrics
+    for claim in experiment.spec.judged():
+        contrast = claim.contrast
+        same = isinstance(contrast, Rank) and (contrast.predictor, contrast.outcome) == (metric, panel.outcome)
+        if isinstance(contrast, Rank) and same and contrast.average != panel.average:
+            theirs = f"claims.{claim.id}.contrast.average is {contrast.average}"
+            yield f"{where}.average: {panel.average}, but {theirs}, of the same metrics. Write the same."
+    yield from _recorded_faults(experiment, where, metric, panel.outcome)
+
+
+def _recorded_faults(experiment: Experiment, where: str, predictor: str, outcome: str) -> Iterator[str]:
+    """Check that the protocols that the pairs' variants run under record what is read of them."""
+    for pair in experiment.spec.pairs:
+        for variant, metric in ((pair.predictor, predictor), (pair.of, outcome), (pair.to, outcome)):
+            for group in experiment.spec.runs.values():
+                known = registry(ProtocolConfig)[group.protocol].metrics
+                if variant in (group.variants or (variant,)) and metric not in known:
+                    what = f"'{variant}' of pair '{pair.label}' runs under {group.protocol}, which has no '{metric}'"
+                    yield f"{where}: {what}.{nearest(metric, known)}"
+
+
+def _rank_faults(experiment: Experiment, claim: RankClaim, known: set[str], resolved: bool) -> Iterator[str]:
+    """Check that a claim of ranks has metrics, and at every tier that is to judge it enough pairs with all runs."""
+    where, contrast, pairs = f"claims.{claim.id}", claim.contrast, experiment.spec.pairs
+    before = len(names := list(_name_faults(where, [], [contrast.predictor, contrast.outcome], experiment, known)))
+    yield from names
+    if len(pairs) < FEWEST_RANKED:
+        yield f"{where}.contrast: {FEWEST_RANKED} settings can say something at the least; 'pairs:' has {len(pairs)}."
+    if before or not resolved or not pairs:
+        return
+    yield from _recorded_faults(experiment, f"{where}.contrast", contrast.predictor, contrast.outcome)
+    for tier in (str(tier) for tier in claim.tiers if claim.role(str(tier)) != "untested"):
+        by_pair = experiment.pair_jobs(tier)
+        for pair in pairs:
+            jobs = by_pair[pair.label]
+            seeds = [
+                {(job.task, seed) for job in jobs if job.variant == arm for seed in job.seeds}
+                for arm in (pair.of, pair.to)
+            ]
+            what = f"{where}.tiers.{tier}: {claim.role(tier)}, but of pair '{pair.label}'"
+            if absent := set(pair.tasks or ()) - {job.task for job in jobs}:
+                yield f"{what} not all of {', '.join(pair.variants)} run {', '.join(sorted(absent))} there."
+            elif not jobs:
+                yield f"{what} {', '.join(pair.variants)} share no task there."
+            elif {task for task, _ in seeds[0] & seeds[1]} != {job.task for job in jobs}:
+                yield f"{what} '{pair.of}' and '{pair.to}' share no seed there."
 
 
 def _shown_faults(experiment: Experiment, where: str, part: Shows) -> Iterator[str]:
@@ -213,14 +297,15 @@ def _judging_faults(experiment: Experiment, claim: Judged) -> Iterator[str]:
     spec, where, ran = experiment.spec, f"claims.{claim.id}", set()
     judging = [str(tier) for tier in claim.tiers if claim.role(str(tier)) != "untested"]
     for tier in judging:
-        group = experiment.judging_group(claim, tier)
-        if group is None:
+        judging_groups = experiment.judging_groups(claim, tier)
+        if not judging_groups:
             groups = [name for name, other in spec.runs.items() if tier in other.budget]
             why = f"no group has runs at this tier. There are some at: {', '.join(experiment.tiers())}."
             if groups:
                 why = f"several groups have runs at this tier. Write 'runs:' with one of: {', '.join(groups)}."
             yield f"{where}.tiers.{tier}: {claim.role(tier)}, but {why}"
             continue
+        (group,) = judging_groups
         jobs = [job for job in experiment.jobs(tier) if job.group == group]
         variants = {job.variant for job in jobs}
         sides = [side.variant for side in claim.sides]
@@ -233,6 +318,7 @@ def _judging_faults(experiment: Experiment, claim: Judged) -> Iterator[str]:
     if isinstance(claim.contrast, Contrast) and claim.contrast.units:
         for task in ran & set(claim.contrast.tasks or ran) - set(claim.contrast.units):
             yield f"{where}.contrast.units: none for '{task}'. Write one for every task that judges the claim."
+    assert not isinstance(claim.contrast, Rank)  # it is checked by its pairs
     for task in set(claim.contrast.tasks or ()) - ran if ran else ():
         yield f"{where}.contrast.tasks: '{task}' has no runs at {', '.join(judging)}.{nearest(task, ran)}"
 
@@ -269,16 +355,16 @@ def _run_faults(experiment: Experiment, name: str, group: Group, tier: str, inde
                 found.append(f"{where}tasks: {error}")
                 continue
             for section, (part, values) in parts.items():
-                budgeted = part.budget if issubclass(part, PartConfig) else ()
-                places = {
-                    f"variants.{variant}.{section}.": getattr(experiment.spec.variants[variant], section),
-                    where: only(group.blocks(tier)[index], budgeted),
-                    f"tiers/{tier}.yaml: budget.": only(files.tier_in(experiment.folder, tier).budget, budgeted),
-                    f"runs.{name}.settings.{section}.": getattr(group.settings, section),
-                }
                 try:
                     part.model_validate(values)
                 except ValidationError as error:
+                    budgeted = part.budget if issubclass(part, PartConfig) else ()
+                    places = {
+                        f"variants.{variant}.{section}.": getattr(experiment.spec.variants[variant], section),
+                        where: only(group.blocks(tier)[index], budgeted),
+                        f"tiers/{tier}.yaml: budget.": only(files.tier_in(experiment.folder, tier).budget, budgeted),
+                        f"runs.{name}.settings.{section}.": getattr(group.settings, section),
+                    }
                     found += explain(error, part, partial(_place, places, where))
     return found
 

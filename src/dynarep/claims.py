@@ -10,6 +10,10 @@
 
 A claim of equality is supported if the interval lies inside the region of negligible effects, contradicted if outside.
 
+A claim of ranks has settings (an experiment's pairs) in place of seeds: Spearman's rank correlation between a cheap
+measurement and a difference in outcome. Its p-value and its interval are made in different ways (`stats`), and both
+must exclude "no effect". A setting without all its runs leaves it untested.
+
 A claim may compare with a number that others published: exact, the same for all seeds. Tasks without that number are
 left out, and named in the reason.
 
@@ -31,10 +35,11 @@ from typing import Any
 
 import numpy as np
 
-from dynarep import fingerprint, published, records, stats
+from dynarep import arms, fingerprint, pairing, published, stats
+from dynarep.arms import Arm
 from dynarep.experiment import Experiment, Job
 from dynarep.files import checkout
-from dynarep.schema import TIERS, AgreementClaim, Argument, Claim, Judged, Measured
+from dynarep.statements import TIERS, AgreementClaim, Argument, Claim, Effect, Judged, Measured, RankClaim
 
 ALPHA = 0.05  # family-wise, two-sided
 
@@ -45,7 +50,8 @@ class Verdict:
 
     Of an agreement `estimate` is the share of tasks that agree, `low` to `high` what the undecided ones leave open.
     `per_task` is ours: the contrast, or of an agreement the level; `theirs` is what `theirs_label` names. `rule` says
-    in words when tasks agree.
+    in words when tasks agree. Of ranks `n` and `planned` count settings, and `settings` has each one's predictor and
+    outcome, with their intervals.
     """
 
     claim: str
@@ -77,9 +83,17 @@ class Verdict:
     theirs: dict[str, float] = field(default_factory=dict)
     theirs_label: str = ""
     rule: str = ""
+    settings: dict[str, tuple[float, ...]] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
     diverged: int = 0
     stale: bool = False
+
+    @property
+    def sample(self) -> str:
+        """Return what was measured how often, in words."""
+        if self.settings:
+            return f"{self.n} settings"
+        return f"{self.n} seeds x {len(self.tasks)} task{'s' if len(self.tasks) > 1 else ''}"
 
     def data(self) -> dict[str, Any]:
         """Return plain data for JSON; infinite bounds (one seed says nothing) become None."""
@@ -94,64 +108,7 @@ class Verdict:
         return {key: plain(value) for key, value in asdict(self).items()}
 
 
-class _MissingRunsError(Exception):
-    """Runs that a claim needs are not there or cannot be believed."""
-
-
-@dataclass
-class _Arm:
-    """One side of a contrast: a row of values per task, in the order of seeds."""
-
-    values: list[np.ndarray]
-    folders: list[str]
-    diverged: int
-    code: set[tuple[str, str, str]]  # agent, fingerprint, lock
-
-
-def _arm(jobs: Sequence[Job], side: Measured, results: Path) -> _Arm:
-    """Read one side; _MissingRunsError names how many runs are not there and the first reason."""
-    per_task: dict[str, list[float]] = {}
-    arm = _Arm([], [], 0, set())
-    absent: list[str] = []
-    for job in jobs:
-        if job.variant != side.variant:
-            continue
-        for seed, folder in zip(job.seeds, job.folders(), strict=True):
-            try:
-                record = records.read(results / folder, job.config, seed)
-                value = _value(record, side)
-            except records.RecordError as error:
-                absent.append(str(error))
-                continue
-            if not math.isfinite(value):
-                arm.diverged += 1
-                value = math.nan if side.worst is None else side.worst
-            per_task.setdefault(job.task, []).append(value)
-            arm.folders.append(str(folder))
-            code = record.manifest["code"]["fingerprint"]
-            arm.code.add((job.config.agent.name, code, record.manifest["lock"]))
-    if absent:
-        found = len(arm.folders)
-        raise _MissingRunsError(f"{found} of {found + len(absent)} runs of '{side.variant}' are there. {absent[0]}")
-    arm.values = [np.array(values) for values in per_task.values()]
-    return arm
-
-
-def _value(record: records.RunRecord, side: Measured) -> float:
-    """Return a run's last value, or its last one by a frame; RecordError if there is none or it ended before."""
-    if side.at_frame is None:
-        return record.last(side.metric)
-    frames = record.columns["frame"]
-    if frames.max() < side.at_frame:
-        raise records.RecordError(f"{record.folder}: ended at frame {frames.max():.0f}, before {side.at_frame}.")
-    rows, values = record.series(side.metric)
-    values = values[frames[rows] <= side.at_frame]
-    if not len(values):
-        raise records.RecordError(f"{record.folder}: has no metric '{side.metric}' by frame {side.at_frame}.")
-    return float(values[-1])
-
-
-def _estimate(claim: Claim, of: _Arm, to: _Arm | None, tasks: Sequence[int], null: float) -> stats.Estimate:
+def _estimate(claim: Claim, of: Arm, to: Arm | None, tasks: Sequence[int], null: float) -> stats.Estimate:
     """Estimate the contrast on some of the tasks."""
     key: tuple[str | int, ...] = ("claim", claim.id, *tasks)
     left = [of.values[t] for t in tasks]
@@ -165,7 +122,7 @@ def _estimate(claim: Claim, of: _Arm, to: _Arm | None, tasks: Sequence[int], nul
 def _blank(experiment: Experiment, claim: Judged | Argument, tier: str) -> Verdict:
     """Return the verdict before anything is measured: untested."""
     judged = claim if isinstance(claim, Judged) else None
-    effect = claim if isinstance(claim, Claim) else None
+    effect = claim if isinstance(claim, Effect) else None
     role = judged.role(tier) if judged else "not empirical"
     jobs = experiment.judging_jobs(judged, tier) if judged and role != "untested" else []
     return Verdict(
@@ -184,7 +141,9 @@ def _blank(experiment: Experiment, claim: Judged | Argument, tier: str) -> Verdi
         p=None,
         p_holm=None,
         n=0,
-        planned=len({seed for job in jobs for seed in job.seeds}),
+        planned=len(experiment.spec.pairs) * bool(jobs)
+        if isinstance(claim, RankClaim)
+        else len({seed for job in jobs for seed in job.seeds}),
         unit=judged.unit if judged else "",
         direction=effect.direction if effect else "",
         no_effect=effect.no_effect if effect else None,
@@ -237,38 +196,92 @@ def _beside(verdict: Verdict, experiment: Experiment, claim: Judged) -> tuple[Ve
 def _measure(verdict: Verdict, experiment: Experiment, claim: Judged, results: Path) -> Verdict:
     """Read both sides of a claim on the verdict's tasks; judge it if all runs are there and can be believed."""
     jobs = [job for job in experiment.judging_jobs(claim, verdict.tier) if job.task in verdict.tasks]
+    if isinstance(claim, RankClaim):
+        return _ranked(verdict, experiment, claim, results)
     try:
-        arms = [_arm(jobs, side, results) for side in claim.sides]
-    except _MissingRunsError as missing:
+        sides = [arms.read(jobs, side, results) for side in claim.sides]
+    except arms.MissingRunsError as missing:
         return replace(verdict, reason=str(missing))
-    code = set().union(*(arm.code for arm in arms))
-    parts = {(job.config.agent.name, fingerprint.of_parts(job.config.agent, job.config.protocol)) for job in jobs}
-    verdict = replace(
-        verdict,
-        runs=list(dict.fromkeys(folder for arm in arms for folder in arm.folders)),
-        diverged=sum(arm.diverged for arm in arms),
-        stale=code != {(*part, fingerprint.of_lock(checkout())) for part in parts},
-    )
-    if len(code) > len(parts) or len({lock for _, _, lock in code}) > 1:
-        return replace(verdict, reason="its runs were made by different versions of the code or packages")
-    if any(not np.isfinite(values).all() for arm in arms for values in arm.values):
-        return replace(
-            verdict,
-            verdict="inconclusive",
-            reason=f"{verdict.diverged} runs diverged and the claim states no worst value",
-        )
+    verdict, believed = _believed(verdict, jobs, sides)
+    if not believed:
+        return verdict
     if isinstance(claim, AgreementClaim):
-        return _agree(verdict, claim, arms[0])
+        return _agree(verdict, claim, sides[0])
     assert isinstance(claim, Claim)
     if claim.theirs:
         constant = [
-            np.full(len(values), verdict.theirs[t]) for t, values in zip(verdict.tasks, arms[0].values, strict=True)
+            np.full(len(values), verdict.theirs[t]) for t, values in zip(verdict.tasks, sides[0].values, strict=True)
         ]
-        arms.append(_Arm(constant, [], 0, set()))
-    return _compare(verdict, claim, arms[0], arms[1] if len(arms) > 1 else None)
+        sides.append(Arm(constant, [], 0, set()))
+    return _compare(verdict, claim, sides[0], sides[1] if len(sides) > 1 else None)
 
 
-def _compare(verdict: Verdict, claim: Claim, of: _Arm, to: _Arm | None) -> Verdict:
+def _believed(verdict: Verdict, jobs: Sequence[Job], sides: Sequence[Arm]) -> tuple[Verdict, bool]:
+    """Note which runs a verdict rests on, and whether they were made by one code and have values to judge."""
+    code = set().union(*(side.code for side in sides))
+    parts = {(job.config.agent.name, fingerprint.of_parts(job.config.agent, job.config.protocol)) for job in jobs}
+    verdict = replace(
+        verdict,
+        runs=list(dict.fromkeys(folder for side in sides for folder in side.folders)),
+        diverged=sum(side.diverged for side in sides),
+        stale=code != {(*part, fingerprint.of_lock(checkout())) for part in parts},
+    )
+    if len(code) > len(parts) or len({lock for _, _, lock in code}) > 1:
+        return replace(verdict, reason="its runs were made by different versions of the code or packages"), False
+    if any(not np.isfinite(values).all() for side in sides for values in side.values):
+        reason = f"{verdict.diverged} runs diverged and the claim states no worst value"
+        return replace(verdict, verdict="inconclusive", reason=reason), False
+    return verdict, True
+
+
+def _ranked(verdict: Verdict, experiment: Experiment, claim: RankClaim, results: Path) -> Verdict:
+    """Measure every pair, or say how many there are; then correlate their ranks and decide."""
+    contrast = claim.contrast
+    sides: dict[tuple[str, ...], Arm] = {}  # pairs may share an arm
+    settings: dict[str, list[Arm]] = {}
+    missing: list[str] = []
+    by_pair = experiment.pair_jobs(verdict.tier)
+    for pair in experiment.spec.pairs:
+        jobs, own = by_pair[pair.label], []
+        measured = [(pair.predictor, contrast.predictor, contrast.predictor_worst)]
+        measured += [(arm, contrast.outcome, contrast.outcome_worst) for arm in (pair.of, pair.to)]
+        try:
+            for variant, metric, worst in measured:
+                place = (variant, metric, *sorted({job.task for job in jobs}))
+                side = {"variant": variant, "metric": metric, "worst": worst}
+                if place not in sides:
+                    sides[place] = arms.read(jobs, Measured.model_validate(side), results)
+                own.append(sides[place])
+        except arms.MissingRunsError as error:
+            missing.append(str(error))
+            continue
+        settings[pair.label] = own
+    if missing:
+        count = f"{len(settings)} of {len(experiment.spec.pairs)} settings have all their runs"
+        return replace(verdict, n=len(settings), reason=f"{count}. {missing[0]}")
+    jobs = [job for jobs in by_pair.values() for job in jobs]
+    verdict, believed = _believed(verdict, jobs, list(sides.values()))
+    if not believed:
+        return verdict
+    try:
+        points = [pairing.measure(x.runs(), of.runs(), to.runs(), contrast.average) for x, of, to in settings.values()]
+        estimate = pairing.rank(points, contrast.predictor, contrast.outcome)
+    except ValueError as error:  # no order, or a geometric average of what is not positive
+        return replace(verdict, verdict="inconclusive", n=len(settings), reason=str(error))
+    verdict = replace(
+        verdict,
+        estimate=estimate.point,
+        low=estimate.low,
+        high=estimate.high,
+        bootstrap=(estimate.boot_low, estimate.boot_high),
+        p=estimate.p,
+        n=estimate.n,
+        settings={label: (*x, *y) for label, (x, y) in zip(settings, points, strict=True)},
+    )
+    return _decide(verdict, claim, estimate, estimate.p)
+
+
+def _compare(verdict: Verdict, claim: Claim, of: Arm, to: Arm | None) -> Verdict:
     """Estimate a contrast on all tasks and on each, and decide."""
     tasks = verdict.tasks
     for arm in filter(None, (of, to)):
@@ -300,7 +313,7 @@ def _compare(verdict: Verdict, claim: Claim, of: _Arm, to: _Arm | None) -> Verdi
     return _decide(verdict, claim, estimate, p)
 
 
-def _agree(verdict: Verdict, claim: AgreementClaim, of: _Arm) -> Verdict:
+def _agree(verdict: Verdict, claim: AgreementClaim, of: Arm) -> Verdict:
     """Apply the rule of agreement in the module's docstring; the interval is what undecided tasks leave open."""
     contrast = claim.contrast
     agree: list[str] = []
@@ -332,7 +345,7 @@ def _agree(verdict: Verdict, claim: AgreementClaim, of: _Arm) -> Verdict:
     )
 
 
-def _decide(verdict: Verdict, claim: Claim, estimate: stats.Estimate, p: float) -> Verdict:
+def _decide(verdict: Verdict, claim: Effect, estimate: stats.Estimate, p: float) -> Verdict:
     """Apply the rule of the module's docstring, given the (adjusted) p-value."""
     point, low, high = estimate.point, estimate.low, estimate.high
     interval = f"{point:.3g} [{low:.3g}, {high:.3g}]"
@@ -353,10 +366,15 @@ def _decide(verdict: Verdict, claim: Claim, estimate: stats.Estimate, p: float) 
     if sign * (best - claim.smallest) < 0:
         reason = f"{interval} excludes every effect that matters ({claim.direction} than {claim.smallest:g})"
         return replace(verdict, verdict="contradicted", reason=reason)
-    if claimed and p < ALPHA and sign * (point - claim.smallest) >= 0:
+    worst = low if sign > 0 else high
+    beyond = claimed and p < ALPHA and sign * (worst - claim.no_effect) > 0
+    if beyond and sign * (point - claim.smallest) >= 0:
         return replace(verdict, verdict="supported", reason=f"{interval} lies beyond {claim.no_effect:g} as claimed")
-    if claimed and p < ALPHA:
+    if beyond:
         reason = f"{interval}: real, but the estimate is short of the {claim.smallest:g} that matters"
+        return replace(verdict, verdict="inconclusive", reason=reason)
+    if isinstance(claim, RankClaim):
+        reason = f"{interval}, p = {p:.2g}: too few settings to tell from no association"
         return replace(verdict, verdict="inconclusive", reason=reason)
     scale = math.log if claim.contrast.kind == "ratio" else float
     needed = stats.seeds_needed(estimate.spread, scale(point) - scale(claim.no_effect), estimate.strata)

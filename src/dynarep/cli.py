@@ -324,8 +324,7 @@ def _measured(v: Any, separator: str) -> str:
     """Return estimate, interval, unit and sample of a verdict; a dash where nothing was measured."""
     if v.estimate is None:
         return "-"
-    sample = f"{v.n} seeds x {len(v.tasks)} task{'s' if len(v.tasks) > 1 else ''}"
-    return separator.join([f"{v.estimate:.3g} [{v.low:.3g}, {v.high:.3g}]", v.unit, sample])
+    return separator.join([f"{v.estimate:.3g} [{v.low:.3g}, {v.high:.3g}]", v.unit, v.sample])
 
 
 def _print_markdown(verdicts: Sequence[Any]) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from pydantic import ValidationError
 
 from dynarep import checks, envs, files
 from dynarep.configs import AgentConfig, Config, EnvironmentConfig, ProtocolConfig, registry
-from dynarep.errors import UserError, explain, invalid, unknown
-from dynarep.schema import TIERS, ExperimentFile, Group, Judged, Panel, ResultTable, budget_model
+from dynarep.errors import UserError, explain, invalid, nearest, unknown
+from dynarep.schema import ExperimentFile, Group, Panel, ResultTable, TierFile, budget_model
+from dynarep.statements import TIERS, Judged, Rank, RankClaim
 
 FORMAT = 1  # of the identity; a change makes every run a new one
 
@@ -90,6 +91,7 @@ class Experiment:
 
     file: Path
     spec: ExperimentFile
+    _jobs: dict[str, tuple[TierFile, list[Job]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def key(self) -> str:
@@ -107,8 +109,11 @@ class Experiment:
         return [tier for tier in TIERS if self.spec.from_defaults or any(tier in group.budget for group in groups)]
 
     def jobs(self, tier: str) -> list[Job]:
-        """Return the jobs of a tier, in the order of groups, tasks and variants."""
-        return [job for group in self.spec.runs for job in self._group_jobs(group, tier)]
+        """Return the jobs of a tier, in the order of groups, tasks and variants; made once, while its file stays."""
+        file = files.tier_in(self.folder, tier)
+        if tier not in self._jobs or self._jobs[tier][0] is not file:
+            self._jobs[tier] = file, [job for group in self.spec.runs for job in self._group_jobs(group, tier)]
+        return list(self._jobs[tier][1])
 
     def agents(self, group: Group) -> list[str]:
         """Return the names of the agents that a group runs: its own first."""
@@ -116,26 +121,43 @@ class Experiment:
         return list(dict.fromkeys([group.agent, *arms]))
 
     def shown(self, part: Panel | ResultTable) -> tuple[str, ...]:
-        """Return the variants that a panel or table shows; a dose panel, without a choice, those that have a dose."""
+        """Return the variants that a panel or table shows.
+
+        Of a dose panel without a choice those that have a dose, of a scatter those of the pairs.
+        """
         variants = self.spec.variants
+        if isinstance(part, Panel) and part.kind == "scatter":
+            return tuple(dict.fromkeys(name for pair in self.spec.pairs for name in pair.variants))
         if isinstance(part, Panel) and part.kind == "dose" and not part.variants:
             return tuple(name for name, variant in variants.items() if variant.dose is not None)
         return part.variants or tuple(variants)
 
-    def judging_group(self, claim: Judged, tier: str) -> str | None:
-        """Return the group of runs that judges a claim at a tier; None if there is none, or no telling which."""
+    def judging_groups(self, claim: Judged, tier: str) -> tuple[str, ...]:
+        """Return the groups of runs that judge a claim at a tier: one, or of ranks those of its pairs.
+
+        Empty if there is none, or no telling which.
+        """
+        if isinstance(claim, RankClaim):
+            return tuple(dict.fromkeys(job.group for job in self.judging_jobs(claim, tier)))
         groups = [name for name, group in self.spec.runs.items() if tier in group.budget]
         fitting = [name for name in groups if name in claim.runs] or groups
-        return fitting[0] if len(fitting) == 1 else None
+        return tuple(fitting) if len(fitting) == 1 else ()
 
     def judging_jobs(self, claim: Judged, tier: str) -> list[Job]:
-        """Return the jobs that a claim is judged on: both sides, on the claim's tasks that both of them run."""
-        group = self.judging_group(claim, tier)
+        """Return the jobs that a claim is judged on: all sides, on the claim's tasks that every one of them runs."""
+        if isinstance(claim, RankClaim):
+            wanted = {id(job): job for jobs in self.pair_jobs(tier).values() for job in jobs}
+            return list(wanted.values())
+        groups = self.judging_groups(claim, tier)
         sides = {side.variant for side in claim.sides}
-        jobs = [job for job in self.jobs(tier) if job.group == group and job.variant in sides]
-        ran = [{job.task for job in jobs if job.variant == side} for side in sides]
-        tasks = set.intersection(*ran) & set(claim.contrast.tasks or set.union(*ran))
-        return [job for job in jobs if job.task in tasks]
+        jobs = [job for job in self.jobs(tier) if job.group in groups]
+        assert not isinstance(claim.contrast, Rank)
+        return _in_common(jobs, sides, claim.contrast.tasks)
+
+    def pair_jobs(self, tier: str) -> dict[str, list[Job]]:
+        """Return each pair's jobs, on those of its tasks that all its variants run; label -> jobs."""
+        jobs = self.jobs(tier)
+        return {pair.label: _in_common(jobs, pair.variants, pair.tasks) for pair in self.spec.pairs}
 
     def _group_jobs(self, name: str, tier: str) -> Iterator[Job]:
         group = self.spec.runs[name]
@@ -163,7 +185,7 @@ class Experiment:
         """Return each part's class and values: the group's settings, then the budget, then the variant's settings."""
         arm = self.spec.variants[variant]
         suite, _ = envs.split_task(task)
-        environment = group.settings.environment | arm.environment | {"suite": suite, "task": task}
+        environment = _merged(group.settings.environment, arm.environment) | {"suite": suite, "task": task}
         agent, protocol = registry(AgentConfig)[arm.algorithm or group.agent], registry(ProtocolConfig)[group.protocol]
         shared = checks.only(group.settings.agent, agent.model_fields) if arm.algorithm else group.settings.agent
         return {
@@ -180,6 +202,23 @@ class Experiment:
         assert isinstance(agent, AgentConfig)
         assert isinstance(protocol, ProtocolConfig)
         return RunConfig(environment, agent, protocol)
+
+
+def _merged(settings: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Overlay settings with an arm's own; of nested ones (dials) those that the arm leaves open stay."""
+    nested = {
+        key: settings[key] | value
+        for key, value in own.items()
+        if isinstance(value, dict) and isinstance(settings.get(key), dict)
+    }
+    return {**settings, **own, **nested}
+
+
+def _in_common(jobs: Sequence[Job], variants: Iterable[str], tasks: Sequence[str] | None) -> list[Job]:
+    """Return the jobs of some variants on the tasks that all of them run, or on the given ones of these."""
+    ran = {variant: {job.task for job in jobs if job.variant == variant} for variant in variants}
+    common = set.intersection(*ran.values())
+    return [job for job in jobs if job.variant in ran and job.task in common & set(tasks or common)]
 
 
 def _blocks(budget: Mapping[str, Any]) -> list[tuple[int, ...]]:
@@ -205,6 +244,10 @@ def plain(value: Any) -> str:
     """Write a setting's value for people: True -> "on", None -> "none", 3e-4 -> "0.0003", (1, 2) -> "1, 2"."""
     if isinstance(value, tuple | list):
         return ", ".join(map(plain, value)) or "none"
+    if isinstance(value, Config):
+        value = {key: setting for key, setting in value if setting != type(value).model_fields[key].default}
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(setting)}" for key, setting in value.items()) or "as by default"
     if isinstance(value, bool):
         return "on" if value else "off"
     if value is None:
@@ -249,6 +292,12 @@ def load_all() -> list[Experiment]:
                 if name in owners:
                     raise UserError(f"{experiment.file}: {what} '{name}' is already in {owners[name]}.")
                 owners[name] = experiment.file
+    known = {experiment.spec.id for experiment in found}
+    for experiment in found:
+        for name in experiment.spec.explains.beside if experiment.spec.explains else ():
+            if name not in known or name == experiment.spec.id:
+                what = f"explains.beside: unknown experiment '{name}'.{nearest(name, known - {experiment.spec.id})}"
+                raise invalid(experiment.file, [what])
     return found
 
 

@@ -12,15 +12,16 @@ see to that, and `tests/test_nets.py` holds them down:
 * Matrix products round differently where an entry of the batch is not aligned: widths are multiples of 8.
 * Sums run over whole contiguous rows of a seed, never across seeds.
 
-Small networks cost passes over small arrays, not matrix products. Networks of Mish have their backward pass written
-out (`Net.forward`, `Net.backward`): a call is one node of autograd's graph, and an agent may do without the graph.
+Small networks cost passes over small arrays and calls, not matrix products. The backward pass is written out
+(`Net.forward`, `Net.backward`), so that agents can do without autograd's graph. Where a call is to be differentiated by
+autograd nevertheless, a network of Mish is one node of the graph, others are as many as PyTorch makes of them.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
+from dynarep.activations import ACTIVE, Activation, mish
 from dynarep.initialisers import Initialiser
 from dynarep.streams import stream
 
@@ -40,45 +42,7 @@ warnings.filterwarnings("ignore", message="grad and param do not obey the gradie
 
 KINDS = ("kernel", "bias", "scale", "shift")
 PAD = 64  # floats: four AVX-512 vectors, the widest unrolling in PyTorch's CPU kernels
-_ONE, _TWO = torch.ones(()), torch.full((), 2.0)  # a plain number would be converted at every use
 _layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
-Activation = Callable[[Tensor], Tensor]
-
-
-def mish(x: Tensor) -> Tensor:
-    """Mish activation, x tanh(log(1 + exp x)), same shape as `x`; differentiable as often as one likes."""
-    s = x.sigmoid()
-    q = s * (2.0 - s)
-    return x * (q / (2.0 - q))
-
-
-def _mish_(x: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
-    """Return Mish of `x`, which is overwritten, and its derivative if that is to be kept.
-
-    One transcendental function instead of three. With s = sigmoid(x) and q = s (2 - s):
-    t = tanh(log(1 + exp x)) = q / (2 - q), y = x t, and the derivative is t + s (x - t y).
-    """
-    s = x.sigmoid()
-    q = torch.lerp(s, _ONE, s)  # s + s (1 - s)
-    if not keep:
-        return q.div_(torch.sub(_TWO, q, out=s)).mul_(x), None
-    t = q.div_(_TWO - q)
-    y = x * t
-    return y, t.addcmul_(s, x.addcmul_(t, y, value=-1.0))
-
-
-# Networks of these activations are one node of autograd's graph, with a backward pass written out (`_Pass`).
-_WITH_SLOPE: dict[Activation, Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]] = {mish: _mish_}
-
-
-def simnorm(x: Tensor, group: int = 8) -> Tensor:
-    """Softmax inside consecutive groups of the last axis, temperature 1 (MAD-TD, `mad-td` 3.2: SimNorm)."""
-    return F.softmax(torch.unflatten(x, -1, (-1, group)), dim=-1).flatten(-2)
-
-
-def log_simnorm(x: Tensor, group: int = 8) -> Tensor:
-    """Logarithm of `simnorm`, the "logit mode" of the model."""
-    return F.log_softmax(torch.unflatten(x, -1, (-1, group)), dim=-1).flatten(-2)
 
 
 @dataclass(frozen=True)
@@ -124,7 +88,7 @@ class _Kept(NamedTuple):
 
     below: Tensor
     norm: tuple[Tensor, Tensor, Tensor, Tensor] | None  # its input, its output, mean, 1 / deviation
-    slope: Tensor | None
+    active: Tensor | None
 
 
 class Tape(NamedTuple):
@@ -133,6 +97,11 @@ class Tape(NamedTuple):
     branch: str
     layers: list[_Kept]
     version: int
+
+    def last(self, rows: int) -> Tape:
+        """Return that of the last `rows` rows of every seed alone, of a network without LayerNorm."""
+        kept = [_Kept(k.below[:, -rows:], None, None if k.active is None else k.active[:, -rows:]) for k in self.layers]
+        return Tape(self.branch, kept, self.version)
 
 
 class _Pass(torch.autograd.Function):
@@ -242,12 +211,14 @@ class Net:
             (S, B, out) for one member, (S, E, B, out) for more.
         """
         parts = (x,) if isinstance(x, Tensor) else tuple(x)
-        if self.branches[branch].activation in _WITH_SLOPE:
-            lead = (self._frozen if frozen else self._views)[f"{branch}/0.kernel"]
-            if torch.is_grad_enabled() and any(t.requires_grad for t in (lead, *parts)):
-                return _Pass.apply(self, branch, lead, *parts)  # type: ignore[no-untyped-call, no-any-return]
-            return self.forward(parts, branch, keep=False)[0]
-        return self._by_seed(self._plain(self._rows(parts), branch, frozen))
+        lead = (self._frozen if frozen else self._views)[f"{branch}/0.kernel"]
+        differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (lead, *parts))
+        activation = self.branches[branch].activation
+        if differentiated and activation is mish:
+            return _Pass.apply(self, branch, lead, *parts)  # type: ignore[no-untyped-call, no-any-return]
+        if differentiated or activation not in ACTIVE:
+            return self._by_seed(self._plain(self._rows(parts), branch, frozen))
+        return self.forward(parts, branch, keep=False)[0]
 
     def _by_seed(self, h: Tensor) -> Tensor:
         return h if self.members == 1 else torch.unflatten(h, 0, (self.seeds, self.members))
@@ -285,21 +256,21 @@ class Net:
     def forward(self, parts: Sequence[Tensor], branch: str = "", keep: bool = True) -> tuple[Tensor, Tape]:
         """Apply one branch as a call does, outside of autograd; returns the output and, if kept, what `backward` needs.
 
-        For networks whose activation has a written-out derivative alone (`_WITH_SLOPE`).
+        For networks whose activation is written out alone (`activations.ACTIVE`).
         """
         spec, kept = self.branches[branch], []
-        layers, activation = self._layers[branch], _WITH_SLOPE[spec.activation]
+        layers, activate = self._layers[branch], ACTIVE[spec.activation].forward
         h = self._rows(parts)
         for i, (kernel, bias, affine) in enumerate(layers):
-            below, norm, slope = h, None, None
+            below, norm, active = h, None, None
             h = _linear(h, kernel, bias)
             if affine is not None:
                 norm = (h, *torch.native_layer_norm(h, h.shape[-1:], None, None, spec.layer_norm or 0.0))
                 h = torch.addcmul(affine[1], norm[1], affine[0], out=None if keep else norm[1])
             if i < len(layers) - 1:
-                h, slope = activation(h, keep)
+                h, active = activate(h, keep)
             if keep:
-                kept.append(_Kept(below, norm, slope))
+                kept.append(_Kept(below, norm, active))
         return self._by_seed(h), Tape(branch, kept, self.flat._version)
 
     def backward(self, grad: Tensor, tape: Tape, learn: bool = True, columns: slice | None = None) -> Tensor | None:
@@ -319,12 +290,12 @@ class Net:
         """
         if self.flat._version != tape.version:
             raise RuntimeError(f"{self.name}: the parameters have changed since the forward pass")
-        grad = grad.reshape(-1, *grad.shape[-2:])
+        grad, back = grad.reshape(-1, *grad.shape[-2:]), ACTIVE[self.branches[tape.branch].activation].back
         for i in reversed(range(len(tape.layers))):
-            (below, norm, slope), (kernel, _, affine) = tape.layers[i], self._layers[tape.branch][i]
+            (below, norm, active), (kernel, _, affine) = tape.layers[i], self._layers[tape.branch][i]
             into = self._grads[tape.branch][i] if learn else None
-            if slope is not None:
-                grad.mul_(slope)  # the output's layer has none: `grad` is our own by now
+            if active is not None:
+                grad = back(grad, active)  # the output's layer has none: `grad` is our own by now
             if norm is not None and affine is not None:
                 linear, normed, mean, rstd = norm
                 if into is not None and into.affine is not None:
@@ -338,7 +309,7 @@ class Net:
                 if grad.shape[-1] == 1:
                     into.kernel.add_((below * grad).sum(1).unsqueeze(-1))
                 else:
-                    into.kernel.baddbmm_(below.mT, grad)
+                    into.kernel.add_(torch.bmm(below.mT, grad))  # baddbmm_ into a view is one product after another
             if i > 0:
                 grad = _times(grad, kernel)
         if columns is None:
@@ -397,14 +368,20 @@ class Adam:
         self._first, self._second = torch.zeros_like(net.flat), torch.zeros_like(net.flat)
         self._steps = torch.zeros(())
 
-    def step(self) -> Tensor:
-        """Take one step and return the gradient norm of each seed before clipping, (S,)."""
+    def norm(self) -> Tensor:
+        """Return the norm of each seed's gradient, (S,)."""
         grad = self.net.flat.grad
         assert grad is not None
-        per_seed = grad.view(self.net.seeds, -1)
-        norm: Tensor = torch.linalg.vector_norm(per_seed, dim=1)
-        if self.clip is not None and not bool((norm < self.clip).all()):  # else the factors are 1
-            per_seed.mul_(torch.where(norm < self.clip, 1.0, self.clip / norm).unsqueeze(1))
+        norm: Tensor = torch.linalg.vector_norm(grad.view(self.net.seeds, -1), dim=1)
+        return norm
+
+    def step(self) -> None:
+        """Take one step, clip the gradient before it, clear it after it."""
+        grad = self.net.flat.grad
+        assert grad is not None
+        if self.clip is not None and not bool(((norm := self.norm()) < self.clip).all()):  # else the factors are 1
+            factors = torch.where(norm < self.clip, 1.0, self.clip / norm).unsqueeze(1)
+            grad.view(self.net.seeds, -1).mul_(factors)
         self._steps += 1
         # The bare kernel: the class costs 1.5 s of imports at its first use, and per step more time than the kernel.
         torch._fused_adam_(
@@ -413,7 +390,6 @@ class Adam:
         )  # fmt: skip
         increment_version(self.net.flat)  # the kernel leaves that out; see `Net.backward`
         grad.zero_()
-        return norm
 
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint needs: first and second moments and the step count."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dynarep import fingerprint, records
+from dynarep import envs, fingerprint, records
 from dynarep.configs import Work
 from dynarep.experiment import Experiment, Job, distinct
 from dynarep.files import checkout, read_yaml
@@ -51,13 +51,28 @@ def rates() -> dict[str, Any]:
 def _task(job: Job) -> tuple[int, int, float]:
     """Return the size of observation and action, and the milliseconds of a frame."""
     obs, action, frame_ms = rates()["tasks"].get(job.task, rates()["tasks"]["default"])
+    if job.config.environment.suite == "dial":
+        obs, action = envs.sizes(job.task, job.config.environment.dials)
     return int(obs), int(action), float(frame_ms)
 
 
 def work(job: Job) -> list[Work]:
     """Return what one run of a job computes."""
     obs, action, _ = _task(job)
-    return job.config.protocol.work(job.config.agent, obs, action)
+    pieces = job.config.protocol.work(job.config.agent, obs, action)
+    count, episodes = job.config.protocol.evaluations()
+    at_once = episodes if job.config.environment.suite == "dial" else 1  # `protocols.evaluation` plays all together
+    acting = count * episodes // at_once * envs.episode_steps(job.config.environment) if count else 0
+    if not acting:
+        return pieces
+    also = sum(piece.units for piece in pieces if piece.rate == "act")
+    return [Work("act", 0.0, acting + also), *(piece for piece in pieces if piece.rate != "act")]
+
+
+def _evaluation_steps(job: Job) -> int:
+    """Return the agent steps of all evaluation episodes of one run, by the tasks' time limits."""
+    count, episodes = job.config.protocol.evaluations()
+    return count * episodes * envs.episode_steps(job.config.environment)
 
 
 def _unit_ms(piece: Work, seeds: int) -> float:
@@ -74,7 +89,7 @@ def _unit_ms(piece: Work, seeds: int) -> float:
 def job_seconds(job: Job, data_there: bool = False) -> float:
     """Return the CPU seconds that a job is expected to take; less if another job has collected its data already."""
     frame_ms, seeds, pieces = _task(job)[2] * job.config.environment.action_repeat, len(job.seeds), work(job)
-    steps = job.config.protocol.agent_steps() - data_there * job.config.protocol.kept_steps()
+    steps = job.config.protocol.agent_steps() - data_there * job.config.protocol.kept_steps() + _evaluation_steps(job)
     steps += sum(piece.units for piece in pieces if piece.rate == "simulator")
     computed = sum(piece.units * _unit_ms(piece, seeds) for piece in pieces if piece.rate != "simulator")
     return float(rates()["job_start_s"] / job.together + (seeds * steps * frame_ms + computed) / 1e3)
@@ -118,7 +133,7 @@ def cost(experiment: Experiment, jobs: Sequence[Job], tier: str, results: Path, 
         jobs=len(jobs),
         runs=runs,
         present=present,
-        agent_steps=sum(len(j.seeds) * j.config.protocol.agent_steps() for j in jobs),
+        agent_steps=sum(len(j.seeds) * (j.config.protocol.agent_steps() + _evaluation_steps(j)) for j in jobs),
         updates=sum(len(j.seeds) * piece.updates for j in jobs for piece in work(j)),
         cpu_hours=round(missing_s / 3600, 3),
         cpu_hours_all=round(all_s / 3600, 3),

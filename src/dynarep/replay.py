@@ -146,3 +146,11 @@ def spread(generators: Sequence[np.random.Generator], sizes: Sequence[int], coun
         rest = generator.choice(size, count % size, replace=False)
         drawn.append(np.concatenate([np.tile(np.arange(size), count // size), rest]))
     return torch.from_numpy(np.stack(drawn))
+
+
+def normal(generators: Sequence[np.random.Generator], shape: tuple[int, ...]) -> Tensor:
+    """Draw standard normals, (S, *shape) of float32, each seed from its own generator."""
+    drawn = np.empty((len(generators), *shape), np.float32)
+    for own, generator in zip(drawn, generators, strict=True):
+        generator.standard_normal(dtype=np.float32, out=own)
+    return torch.from_numpy(drawn)

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from dynarep import __version__, fingerprint, records
+from dynarep import __version__, fingerprint, process, records
 from dynarep.cache import cached_in
 from dynarep.errors import UserError
 from dynarep.experiment import Job, span
@@ -94,7 +94,7 @@ def train(job: Job, results: Path, report: Report | None = None, redo: bool = Fa
 
 
 def _train(job: Job, results: Path, seeds: list[int], report: Report) -> None:
-    torch.set_num_threads(1)
+    process.settle()
     torch.use_deterministic_algorithms(True)
     started, cpu = time.perf_counter(), time.process_time()
     with cached_in(results / ".transitions"):  # arms of one task start from the same random transitions

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
+from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from dynarep.configs import AgentConfig, Config, ProtocolConfig, hp, registry
+from dynarep.statements import TIERS as TIERS
+from dynarep.statements import AnyClaim, Average, Judged, Tier
+from dynarep.statements import NonEmpty as NonEmpty
 
 LINE_STYLES = 4  # that can be told apart in a figure
-TIERS = ("smoke", "ci", "reduced", "paper")
-Tier = Literal["smoke", "ci", "reduced", "paper"]
-Role = Literal["gated", "reported", "untested"]
+FEWEST_PAIRS = 3
 Size = Annotated[int, Field(ge=1)]
-ClaimId = Annotated[str, Field(pattern=r"^[A-Z]\d+[a-z]?$")]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-NonEmpty = Annotated[str, Field(min_length=1), AfterValidator(lambda text: " ".join(text.split()))]
-OneOrMore = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 
 def _sources(value: Any) -> Any:
@@ -104,6 +101,36 @@ class Variant(Settings):
     series: str = ""
 
 
+class Pair(Config):
+    """One setting: a cheap measurement, and the difference between two arms that it should foretell.
+
+    Attributes:
+        label: a few words, beside the figure.
+        predictor: the variant whose metric is the cheap measurement, of whatever group of runs.
+        of, to: the outcome is the mean over their common seeds of a metric of `of` less that of `to`.
+        series: settings of one series share colour and marker.
+        tasks: averaged; without: those that all three variants run.
+    """
+
+    label: NonEmpty
+    predictor: str
+    of: str
+    to: str
+    series: str = ""
+    tasks: tuple[str, ...] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _two_arms(self) -> Pair:
+        if self.of == self.to:
+            raise ValueError(f"'of' and 'to' are both '{self.of}': the outcome would be 0")
+        return self
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Return the names of its variants, each once."""
+        return tuple(dict.fromkeys((self.predictor, self.of, self.to)))
+
+
 class Shows(Config):
     """What may stand beside our numbers in a panel or table.
 
@@ -125,24 +152,30 @@ class Panel(Shows):
         kind: what is drawn.
             curves: metrics along training. dots: last value of each seed, told apart in the legend. final: the same,
             with the variants' names below. dose: last value against the variants' `dose`, a line per `series`.
-            calibration: predicted against real. spectrum: eigenvalues in the complex plane.
+            calibration: predicted against real. spectrum: eigenvalues in the complex plane. scatter: a point per pair
+            of the experiment, the difference in `outcome` against the predictor's metric, over all tasks.
         metrics: name of a recorded metric -> its label.
         scale: of the y axis, of a spectrum of both; logarithmic ones show geometric means. `linear_within`: the
             straight part of a symlog one.
-        x: of curves. `x_label`, `x_scale`: of doses.
+        x: of curves. `x_label`, `x_scale`, `x_linear_within`: of doses; of a scatter, whose label is its metric's
+            unless `x_label` says another.
+        outcome, average: of a scatter, as in a claim of ranks (`Rank`).
         colour_by: of curves of one metric: every variant has a colour, or variants of one `series` share theirs and
             differ in line style, in the order of the file.
         published: in curves over frames, points at their simulator step; elsewhere a line across.
     """
 
-    kind: Literal["curves", "dots", "final", "dose", "calibration", "spectrum"]
+    kind: Literal["curves", "dots", "final", "dose", "calibration", "spectrum", "scatter"]
     metrics: dict[str, str] = Field(min_length=1)
     label: NonEmpty
     scale: Literal["linear", "log", "symlog"] = "linear"
     linear_within: float = hp(1.0, "ours", gt=0)
     x: Literal["update", "frame", "agent_step"] = "update"
     x_label: str = "dose"
-    x_scale: Literal["linear", "log"] = "linear"
+    x_scale: Literal["linear", "log", "symlog"] = "linear"
+    x_linear_within: float = hp(1.0, "ours", gt=0)
+    outcome: str = ""
+    average: Average = "mean"
     variants: tuple[str, ...] | None = None
     reference: float | None = None
     reference_label: str = ""
@@ -156,9 +189,20 @@ class Panel(Shows):
             raise ValueError("'colour_by: series' is for curves of one metric")
         return self
 
+    @model_validator(mode="after")
+    def _scatters(self) -> Panel:
+        if self.kind != "scatter" and self.model_fields_set & {"outcome", "average"}:
+            raise ValueError("'outcome' and 'average' are of a scatter")
+        if self.kind == "scatter" and (not self.outcome or len(self.metrics) > 1):
+            raise ValueError("a scatter needs one metric, of the predictors, and an 'outcome'")
+        if self.kind == "scatter" and (self.published or self.variants):
+            raise ValueError("a scatter shows the experiment's pairs; leave 'published' and 'variants' out")
+        return self
+
     def needs(self) -> list[str]:
         """Return the names of recorded metrics that the panel reads; a calibration or spectrum reads groups of them."""
-        return [f"{name}/0/real" if self.kind in ("calibration", "spectrum") else name for name in self.metrics]
+        names = [f"{name}/0/real" if self.kind in ("calibration", "spectrum") else name for name in self.metrics]
+        return names + [self.outcome] * (self.kind == "scatter")
 
 
 class Figure(Config):
@@ -204,194 +248,18 @@ class ResultTable(Shows):
         return self
 
 
-class Measured(Config):
-    """A metric of one arm; `worst` stands in for a value that is not finite (divergence).
-
-    Its last value, or with `at_frame` the last one at or before that frame of a run that came so far.
-    """
-
-    variant: str
-    metric: str
-    worst: float | None = None
-    at_frame: int | None = Field(None, ge=0)
-
-
-class PublishedNumber(Config):
-    """The mean that others published of an algorithm at a simulator step, per task: exact, the same for all seeds."""
-
-    published: NonEmpty
-    env_step: int = Field(gt=0)
-
-
-def _kind_of_side(data: Any) -> str:
-    theirs = "published" in data if isinstance(data, dict) else isinstance(data, PublishedNumber)
-    return "~PublishedNumber" if theirs else "~Measured"
-
-
-# A tag begins with "~", so that messages leave it out of the path (errors.explain).
-Side = Annotated[
-    Annotated[Measured, Tag("~Measured")] | Annotated[PublishedNumber, Tag("~PublishedNumber")],
-    Discriminator(_kind_of_side),
-]
-
-
-def _known_kind(kind: Any) -> Any:
-    if kind not in ("ratio", "difference", "level"):
-        raise ValueError("input should be 'agreement', 'difference', 'level' or 'ratio'")
-    return kind
-
-
-class Contrast(Config):
-    """What is compared, paired by seed: the ratio (log scale) or difference of two measurements, or one level.
-
-    `to` may be a published number; tasks without one are left out. `tasks` are those it is about; a tier judges it on
-    those of them that it runs. Without: all that both sides run. `units` divide a task's values, so that tasks whose
-    returns differ by orders of magnitude can share a difference.
-    """
-
-    kind: Annotated[Literal["ratio", "difference", "level"], BeforeValidator(_known_kind)]
-    of: Measured
-    to: Side | None = None
-    tasks: tuple[str, ...] | None = Field(None, min_length=1)
-    units: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _two_sides(self) -> Contrast:
-        if (self.kind == "level") != (self.to is None):
-            raise ValueError("a level has no 'to', a ratio or difference needs one")
-        if self.kind == "ratio" and self.units:
-            raise ValueError("units cancel in a ratio; leave them out")
-        return self
-
-
-class Agreement(Config):
-    """On how many tasks our 95 % interval overlaps a published number, give or take its reading error.
+class Explains(Config):
+    """A cause that is turned up and down, shown beside the diagnostics that it should explain.
 
     Attributes:
-        margin: the reading error, added on both sides of their number.
-        widest: half-width of our interval beyond which an overlap says nothing: otherwise noise would always agree.
-        needed: tasks that have to agree.
-        tasks: as in a `Contrast`.
+        turned, happened, says: what was turned, what happened, what this says about the paper and what it does not.
+        beside: ids of the experiments on real benchmarks whose figures stand beside this one.
     """
 
-    kind: Literal["agreement"]
-    of: Measured
-    to: PublishedNumber
-    margin: float = Field(ge=0, allow_inf_nan=False)
-    widest: float = Field(gt=0, allow_inf_nan=False)
-    needed: int = Field(ge=1)
-    tasks: tuple[str, ...] | None = Field(None, min_length=1)
-
-
-class Statement(Config):
-    """What a paper says, where, and the numbers that it gives."""
-
-    id: ClaimId
+    turned: NonEmpty
+    happened: NonEmpty
     says: NonEmpty
-    source: NonEmpty
-    published: NonEmpty
-    why: NonEmpty
-
-
-class Argument(Statement):
-    """A claim that no experiment can judge; `why` says why not."""
-
-    empirical: Literal[False]
-    tiers: ClassVar[Mapping[Tier, Role]] = {}
-
-
-class Judged(Statement):
-    """A claim that runs can judge.
-
-    Attributes:
-        why: why this smallest effect, or this margin.
-        tiers: what each tier does with it; a tier not named cannot judge it.
-        runs: the groups that judge it, where a tier has several; of those named, the one that has runs at the tier.
-    """
-
-    empirical: Literal[True] = True
-    contrast: Contrast | Agreement
-    unit: NonEmpty
-    tiers: Mapping[Tier, Role]
-    runs: OneOrMore = ()
-
-    @property
-    def sides(self) -> tuple[Measured, ...]:
-        """Return what is measured of our runs."""
-        return tuple(side for side in (self.contrast.of, self.contrast.to) if isinstance(side, Measured))
-
-    @property
-    def theirs(self) -> PublishedNumber | None:
-        """Return the published number that it compares with."""
-        return self.contrast.to if isinstance(self.contrast.to, PublishedNumber) else None
-
-    def role(self, tier: str) -> Role:
-        """Return what a tier does with it."""
-        return {str(name): role for name, role in self.tiers.items()}.get(tier, "untested")
-
-
-class Claim(Judged):
-    """One falsifiable sentence: contrast, direction, value without an effect, and the smallest effect that matters.
-
-    Attributes:
-        direction: greater or less than `no_effect`; or equal: within `smallest` of it (for ratios, a factor).
-        smallest: the smallest effect that matters, on the contrast's scale, on the claimed side of `no_effect`.
-    """
-
-    contrast: Contrast
-    direction: Literal["greater", "less", "equal"]
-    no_effect: float
-    smallest: float
-
-    @model_validator(mode="after")
-    def _smallest_on_the_claimed_side(self) -> Claim:
-        wrong = self.smallest < self.no_effect if self.direction == "greater" else self.smallest > self.no_effect
-        if self.direction != "equal" and wrong:
-            raise ValueError(f"smallest {self.smallest} lies on the other side of no_effect {self.no_effect}")
-        if self.contrast.kind == "ratio" and min(self.no_effect, self.smallest) <= 0:
-            raise ValueError("no_effect and smallest of a ratio must be positive")
-        return self
-
-    def negligible(self) -> tuple[float, float]:
-        """Return the bounds of the region of effects too small to matter, around `no_effect`."""
-        if self.contrast.kind == "ratio":
-            factor = max(self.smallest / self.no_effect, self.no_effect / self.smallest)
-            return self.no_effect / factor, self.no_effect * factor
-        return self.no_effect - abs(self.smallest - self.no_effect), self.no_effect + abs(
-            self.smallest - self.no_effect
-        )
-
-
-def _not_gated(role: Any) -> Any:
-    if role == "gated":
-        raise ValueError(
-            "an agreement has no p-value to correct for multiplicity, so it cannot be gated; write 'reported'"
-        )
-    return role
-
-
-class AgreementClaim(Judged):
-    """Our numbers are those that others published, on enough tasks."""
-
-    contrast: Agreement
-    tiers: dict[Tier, Annotated[Literal["reported", "untested"], BeforeValidator(_not_gated)]]
-
-
-def _kind_of_claim(data: Any) -> str:
-    if not isinstance(data, dict):
-        return f"~{type(data).__name__}"
-    contrast = data.get("contrast")
-    if data.get("empirical", True) is False:
-        return "~Argument"
-    return "~AgreementClaim" if isinstance(contrast, dict) and contrast.get("kind") == "agreement" else "~Claim"
-
-
-AnyClaim = Annotated[
-    Annotated[Claim, Tag("~Claim")]
-    | Annotated[AgreementClaim, Tag("~AgreementClaim")]
-    | Annotated[Argument, Tag("~Argument")],
-    Discriminator(_kind_of_claim),
-]
+    beside: tuple[str, ...] = ()
 
 
 class ExperimentFile(Config):
@@ -408,6 +276,8 @@ class ExperimentFile(Config):
     figure: Figure | None = None
     table: ResultTable | None = None
     claims: tuple[AnyClaim, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    explains: Explains | None = None
 
     @model_validator(mode="after")
     def _something_to_show(self) -> ExperimentFile:

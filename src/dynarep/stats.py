@@ -28,10 +28,13 @@ at most .05 (six seeds of one task), else unbounded.
 """
 
 import hashlib
+import itertools
 import json
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -46,6 +49,7 @@ Key = Sequence[str | int]
 CONFIDENCE = 0.95
 RESAMPLES = 50_000  # rliable's default
 MAX_SEEDS = 10_000
+MOST_LISTED = 8  # settings of which all orders are tried: 8! = 40,320
 _CHUNK = 2**18  # resampled values held at once, 2 MB per array; the result does not depend on it
 _ROUNDING = 16 * np.finfo(np.float64).eps  # relative spread below which values count as identical
 
@@ -58,7 +62,7 @@ class Estimate:
     low: float  # Student's t, stratified by task; unbounded where nothing can be said (a task with a single run)
     high: float
     p: float  # two-sided, against the null given to the estimator; p < .05 exactly where the null is outside
-    n: int  # (paired) runs, the smallest over the strata
+    n: int  # (paired) runs, the smallest over the strata; of a rank correlation, settings
     strata: int  # tasks
     spread: float  # pooled within-task standard deviation, natural log scale for ratios; NaN if every task has one run
     boot_low: float  # percentile bootstrap, for comparison
@@ -150,6 +154,116 @@ def log_level(a: Scores, null: float, key: Key = ()) -> Estimate:
     """Estimate the geometric mean of one arm: over a task's runs, then over tasks with equal weights."""
     arms = [(values, np.ones_like(values)) for values in _strata(a, "a", positive=True)]
     return _estimate(arms, null, key, ratio=True)
+
+
+def median(a: npt.ArrayLike) -> tuple[float, float, float]:
+    """Median of one arm's runs, and the 95 % interval of the sign test: between two runs, or unbounded below six.
+
+    Raises:
+        ValueError: a value that is not finite, or none.
+    """
+    (values,) = _canonical(_strata([a], "a"))
+    k = sum(bool(special.bdtr(k, len(values), 0.5) <= (1 - CONFIDENCE) / 2) for k in range(len(values) // 2))
+    low, high = (values[k - 1], values[-k]) if k else (-np.inf, np.inf)
+    return float(np.median(values)), float(low), float(high)
+
+
+def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike, key: Key = ()) -> Estimate:
+    """Spearman's rank correlation of two measurements over settings: does one foretell the order of the other?
+
+    Ties share the mean of their ranks. The p-value is two-sided, of no association: all orders of up to `MOST_LISTED`
+    settings, else `RESAMPLES` random ones, counted as (k + 1) / (RESAMPLES + 1). The interval is the percentile
+    bootstrap over settings. In a perfect order every resample is perfect too; the inner end is then that of Bonett and
+    Wright's (2000, Psychometrika 65, 23-28) interval, half a step of the scale short of the perfect order. Fewer than
+    four settings exclude nothing.
+
+    Measured coverage of the nominal 95 % interval, in per cent, by the joint law of the settings (3,000 to 4,000 data
+    sets with 1,000 resamples: Monte-Carlo error 0.4; in brackets the true rank correlation):
+
+        settings                         5      6      8     12     20
+        normal (0)                    87.1   93.2   95.4   95.3   94.8
+        normal (.48)                  98.8   94.2   96.5   96.3   95.5
+        normal (.79)                  99.7   99.9   96.7   97.4   97.2
+        normal (.95)                 100.0   99.9   99.7   98.5   97.3
+        Student t3, heavy tails (0)   85.3   91.9   94.5   94.2   94.5
+        Student t3, heavy tails (.77) 99.7   99.7   96.1   96.5   95.6
+        flat below a threshold (.82)  99.6   98.5   96.3   96.0   95.1
+
+    Of a true .6 the end away from 0 fell short in 0.5 to 1.3 per cent, that towards 0 in 1.9 to 2.9: "contradicted" is
+    on the safe side. Independent measurements were told apart (p below .05 and 0 outside the interval) in 1.5, 3.1,
+    4.7, 3.7 and 3.9 per cent of 2,000 data sets with as many settings.
+
+    What no interval here knows: the error of each setting's own averages (noise in them pulls the estimate towards 0,
+    never away), and that settings were chosen, not drawn. Doses of one dial are no independent evidence, and are taken
+    for that: where half of the variance of two unrelated measurements was common to the doses of a dial, they were told
+    apart in 11, 9 and 12 per cent of data sets with 2 x 6, 3 x 4 and 4 x 5 dials x doses.
+
+    Args:
+        x, y: one finite number per setting, at least three; only their order counts.
+        key: names the random stream.
+
+    Raises:
+        ValueError: fewer than three settings, lengths that differ, a value that is not finite, or one that is the same
+            in all settings: then there is no order to compare.
+    """
+    names = ("x", "y")
+    pair = [_strata([values], name)[0] for name, values in zip(names, (x, y), strict=True)]
+    n = pair[0].size
+    if pair[1].size != n or n < 3:
+        raise ValueError(f"{n} values of x, {pair[1].size} of y; give at least three settings with one of each")
+    for name, values in zip(names, pair, strict=True):
+        if np.ptp(values) == 0:
+            raise ValueError(f"{name} is {values[0]:g} in all settings: there is no order to compare")
+    # Twice the ranks, less their mean: whole numbers. Sorted, so that the order of the settings moves nothing.
+    ranks = [2 * (v < v[:, None]).sum(1) + (v == v[:, None]).sum(1) - n for v in pair]
+    a, b = np.array(sorted(zip(*(r.tolist() for r in ranks), strict=True))).T
+    total = int(a @ b)
+    point = total / math.sqrt(int(a @ a) * int(b @ b))
+    boot_low, boot_high = _resampled_ranks(a, b, rng("settings", *key))
+    low, high = boot_low, boot_high
+    if n < 4:
+        low, high = -1.0, 1.0
+    elif abs(point) == 1:
+        short = 1 - 6 / (n**3 - n)
+        half = float(special.ndtri((1 + CONFIDENCE) / 2)) * math.sqrt((1 + short**2 / 2) / (n - 3))
+        inner = math.tanh(math.atanh(short) - half)
+        low, high = (inner, 1.0) if point > 0 else (-1.0, -inner)
+    p = _permutation_test(a, b, rng("orders", *key))
+    return Estimate(point, low, high, p, n, 1, math.nan, boot_low, boot_high)
+
+
+def _resampled_ranks(a: npt.NDArray[Any], b: npt.NDArray[Any], generator: np.random.Generator) -> tuple[float, float]:
+    """95 % percentile interval of the rank correlation, settings resampled; one without any order is left out."""
+    n, results = len(a), []
+    # how much of each setting's weight lies below another one's value, an equal one counting half: its rank
+    below = [(v < v[:, None]) + 0.5 * (v == v[:, None]) for v in (a, b)]
+    rows = max(1, _CHUNK // n)
+    for start in range(0, RESAMPLES, rows):
+        times = generator.multinomial(n, np.full(n, 1 / n), min(rows, RESAMPLES - start)).astype(np.float64)
+        x, y = (times @ part.T - n / 2 for part in below)
+        squares = (times * x * x).sum(1) * (times * y * y).sum(1)
+        kept = squares > 0
+        results.append((times * x * y).sum(1)[kept] / np.sqrt(squares[kept]))
+    low, high = np.quantile(np.concatenate(results), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+@cache
+def _orders(n: int) -> npt.NDArray[np.intp]:
+    """Return every order of n things, a row each."""
+    return np.array(list(itertools.permutations(range(n))))
+
+
+def _permutation_test(a: npt.NDArray[Any], b: npt.NDArray[Any], generator: np.random.Generator) -> float:
+    """Return how often an order of `b` lies at least as far from no association; whole numbers, so there are ties."""
+    n, bar = len(a), abs(int(a @ b))
+    if n <= MOST_LISTED:
+        return float((np.abs(b[_orders(n)] @ a) >= bar).mean())
+    found, rows = 0, max(1, _CHUNK // n)
+    for start in range(0, RESAMPLES, rows):
+        orders = generator.permuted(np.tile(b, (min(rows, RESAMPLES - start), 1)), axis=1)
+        found += int((np.abs(orders @ a) >= bar).sum())
+    return (found + 1) / (RESAMPLES + 1)
 
 
 def holm(p: dict[str, float]) -> dict[str, float]:

@@ -49,7 +49,7 @@ from dynarep.agents.gaussian import GaussianHead
 from dynarep.configs.mbpo import EnsembleConfig
 from dynarep.initialisers import Initialiser
 from dynarep.nets import Adam, Net, Spec
-from dynarep.replay import draw
+from dynarep.replay import draw, normal
 from dynarep.streams import stream
 
 Batch = Mapping[str, Tensor]
@@ -179,12 +179,22 @@ class Ensemble:
 
     def _output(self, x: Tensor, net: Net) -> Tensor:
         """Normalised inputs -> (S, E, B, 2 D), means and then log-variances before the clamp."""
-        out = net(x) if net.members > 1 else net(x).unsqueeze(1)
-        if "reward" not in net.branches:
-            return out
-        reward = net(x, "reward") if net.members > 1 else net(x, "reward").unsqueeze(1)
-        o = self.outputs - 1
-        return torch.cat([out[..., :o], reward[..., :1], out[..., o:], reward[..., 1:]], -1)
+        return self._joined([net(x, branch) for branch in net.branches])
+
+    def _joined(self, outs: Sequence[Tensor]) -> Tensor:
+        """Outputs of the branches, (S, [E,] B, ...) -> (S, E, B, 2 D)."""
+        first, *rest = outs if outs[0].dim() == 4 else [out.unsqueeze(1) for out in outs]
+        if not rest:
+            return first
+        o, (reward,) = self.outputs - 1, rest
+        return torch.cat([first[..., :o], reward[..., :1], first[..., o:], reward[..., 1:]], -1)
+
+    def _parted(self, out: Tensor) -> list[Tensor]:
+        """Undo `_joined`: (S, E, B, 2 D) -> one (S, E, B, ...) per branch."""
+        if len(self.net.branches) == 1:
+            return [out]
+        state, reward, raw_state, raw_reward = torch.split(out, [self.outputs - 1, 1] * 2, -1)
+        return [torch.cat([state, raw_state], -1), torch.cat([reward, raw_reward], -1)]
 
     def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and clamped log-variance in network units, each (S, E, B, D), with gradient.
@@ -206,30 +216,43 @@ class Ensemble:
 
     # -- learning ------------------------------------------------------------------------------------------------
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Take one Adam step (`ftfl` 3.2).
+    @torch.no_grad()
+    def update(self, batch: Batch, report: bool = True) -> dict[str, Tensor]:
+        """Take one Adam step (`ftfl` 3.2). The derivatives are written out.
 
         Args:
             batch: obs, action, reward, next_obs in raw units, each (S, B, ...), the same rows for every member (quirk
                 Q1), or (S, E, B, ...), rows of their own.
+            report: whether anybody wants to know what is returned; nothing is, if not.
 
         Returns:
             The loss before the step, each term (S,) and summed over members: `mse_loss` (weighted by precision),
             `var_loss` (log-variance), `weight_decay`, their sum `total_loss`; and `grad_norm` of that sum by the
             networks' parameters. Learned bounds add `bounds_loss` to it.
         """
-        out = self._output(self._inputs(batch["obs"], batch["action"]), self.net)
+        x, y = self._inputs(batch["obs"], batch["action"]), self._normalised_targets(batch)
+        passes = [self.net.forward((x,), branch) for branch in self.net.branches]
+        out = self._joined([own for own, _ in passes])
+        torch.mul(self.net.flat, self._decay, out=self.net.flat.grad)  # the decay's gradient; `backward` adds the rest
+        terms = self._terms(out, y) if report else {}
+        for slope, (_, tape) in zip(self._parted(self.head.slope(out, y)), passes, strict=True):
+            self.net.backward(slope, tape)
+        self._elites_in_net = None
+        terms |= self.head.step()
+        if report:
+            total = sum(terms.values(), start=torch.zeros(()))
+            terms |= {"total_loss": total, "grad_norm": self._adam.norm()}
+        self._adam.step()
+        return terms if report else {}
+
+    def _terms(self, out: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the loss, bounds aside; the gradient holds that of the decay, and nothing else yet."""
         weights, grad = self.net.flat, self.net.flat.grad
         assert grad is not None
-        torch.mul(weights, self._decay, out=grad)  # the gradient of the decay; backward adds the rest
         pairs = zip(weights.chunk(len(self.seeds)), grad.chunk(len(self.seeds)), strict=True)
         decay = 0.5 * torch.stack([torch.dot(w.flatten(), g.flatten()) for w, g in pairs])
-        mse, log_variance, slope = self.head.loss(out.detach(), self._normalised_targets(batch))
-        torch.autograd.backward(out, slope)
-        self._elites_in_net = None
-        terms = {"mse_loss": mse, "var_loss": log_variance, "weight_decay": decay} | self.head.step()
-        total = sum(terms.values(), start=torch.zeros(()))
-        return terms | {"total_loss": total, "grad_norm": self._adam.step()}
+        mse, log_variance = self.head.terms(out, y)
+        return {"mse_loss": mse, "var_loss": log_variance, "weight_decay": decay}
 
     @torch.no_grad()
     def score(self, data: Batch, counts: Tensor | None = None) -> Tensor:
@@ -275,10 +298,13 @@ class Ensemble:
         held, train = self._split(data["reward"].shape[1], generators)
         self.fit_normalisers(data, train)
         shape = (c.model_batch_size,) if c.shared_batches else (c.members, c.model_batch_size)
-        for _ in range(steps):
-            picks = draw(generators, train.shape[1], shape)
-            terms = self.update(_take(data, train.gather(1, picks.flatten(1)).view(picks.shape)))
+        picks = draw(generators, train.shape[1], (steps, *shape))
+        rows = train.gather(1, picks.flatten(1)).view(picks.shape)
+        for step in range(steps):
+            terms = self.update(_take(data, rows[:, step]), report=step == steps - 1)
         picks = draw(generators, held.shape[1], (c.holdout_draws,))
+        if c.elites == c.members:
+            return terms  # there is nothing to choose
         counts = torch.zeros(held.shape).scatter_add_(1, picks, torch.ones(picks.shape))
         scores = self.score(_take(data, held), counts)  # counting draws: 50 000 of them need only the rows there are
         self.elites = scores.argsort(dim=1, stable=True)[:, : c.elites].sort(1).values
@@ -313,17 +339,17 @@ class Ensemble:
         return Prediction(mean[..., :-1], mean[..., -1], variance * _along(self.target_std, variance).square())
 
     @torch.no_grad()
-    def sample(self, obs: Tensor, action: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
+    def sample(self, obs: Tensor, action: Tensor, generators: Generators, noisy: bool = True) -> tuple[Tensor, Tensor]:
         """Return a sampled next observation (S, B, o) and reward (S, B) per row of `obs` and `action`, in raw units.
 
         Each seed draws a uniformly random elite per row, then the noise, from its own generator. Only the elite that a
-        row drew is evaluated there.
+        row drew is evaluated there. Without `noisy`, the elite's mean is what is returned.
         """
         size = obs.shape[1]
         picks = draw(generators, self.config.elites, (size,))
-        noise = np.stack([g.standard_normal((size, self.outputs), dtype=np.float32) for g in generators])
+        noise = normal(generators, (size, self.outputs))
         mean, variance = self._evaluate_elites(self._inputs(obs, action), picks)
-        y = self._raw(torch.from_numpy(noise) * variance.sqrt_() + mean, obs)
+        y = self._raw(noise * variance.sqrt_() + mean if noisy else mean, obs)
         return y[..., :-1], y[..., -1]
 
     def _evaluate_elites(self, x: Tensor, picks: Tensor) -> tuple[Tensor, Tensor]:

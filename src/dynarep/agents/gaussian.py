@@ -54,38 +54,39 @@ class GaussianHead:
         high, exp_high, exp_low = self._limits()
         return (out[..., self.outputs :] - high).sigmoid() * exp_high + exp_low
 
-    def loss(self, out: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the terms mean (m - y)^2 / v and mean log v, (S,), and the derivative of their sum by `out`.
+    def terms(self, out: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the terms of the loss, mean (m - y)^2 / v and mean log v, each (S,).
 
-        Means over rows and outputs, sums over members. `y` is (S, 1, B, D) or (S, E, B, D). The derivatives of an
-        element are 2 (m - y) / v by m and (1 - (m - y)^2 / v) / v * exp(max) g (1 - g) by u. Autograd makes twice as
-        many passes over the arrays.
+        Means over rows and outputs, sums over members. `y` is (S, 1, B, D) or (S, E, B, D).
+        """
+        variance, count = self.variance(out), y[0, 0].numel()
+        return self._sum((self.mean(out) - y).square_() / variance) / count, self._sum(variance.log()) / count
+
+    def slope(self, out: Tensor, y: Tensor) -> Tensor:
+        """Return the derivative of the sum of both `terms` by `out`; learned bounds get their gradient.
+
+        The derivatives of an element are 2 (m - y) / v by m and (1 - (m - y)^2 / v) / v * exp(max) g (1 - g) by u.
+        Autograd makes twice as many passes over the arrays.
         """
         (high, exp_high, exp_low), count = self._limits(), y[0, 0].numel()
         gate = out[..., self.outputs :].sub(high).sigmoid_()
-        variance = gate.mul(exp_high).add_(exp_low)
-        log_variance = self._sum(variance.log()) / count
+        precision = gate.mul(exp_high).add_(exp_low).reciprocal_()
         error = out[..., : self.outputs] - y
-        precision = variance.reciprocal_()
         weighted = error * precision
         slope = torch.empty_like(out)
         torch.mul(weighted, 2.0 / count, out=slope[..., : self.outputs])
-        squared = weighted.mul_(error)  # / v
-        mse = self._sum(squared) / count
-        by_variance = torch.addcmul(precision, precision, squared, value=-1.0)
+        by_variance = torch.addcmul(precision, precision, weighted.mul_(error), value=-1.0)
         if self._learned is not None:
             self._learned.learn(by_variance if self._weights is None else by_variance * self._weights, gate, count)
         chain = torch.addcmul(gate, gate, gate, value=-1.0).mul_(exp_high / count)
         torch.mul(by_variance, chain, out=slope[..., self.outputs :])
-        if self._weights is not None:
-            slope.mul_(self._weights.repeat(2))
-        return mse, log_variance, slope
+        return slope if self._weights is None else slope.mul_(self._weights.repeat(2))
 
     def _sum(self, terms: Tensor) -> Tensor:
         return (terms if self._weights is None else terms * self._weights).sum((1, 2, 3))
 
     def step(self) -> dict[str, Tensor]:
-        """Let learned bounds take one step along the gradient that `loss` left; their own term of the loss, (S,)."""
+        """Let learned bounds take one step along the gradient that `slope` left; their own term of the loss, (S,)."""
         return {} if self._learned is None else {"bounds_loss": self._learned.step()}
 
     def state(self) -> dict[str, Tensor]:

@@ -29,13 +29,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynarep.activations import log_simnorm, mish, simnorm
 from dynarep.agents.planning import Plan, plan
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.histogram import HLGauss
 from dynarep.initialisers import uniform_fan_in
-from dynarep.nets import Adam, Net, Spec, Tape, log_simnorm, mish, simnorm
+from dynarep.nets import Adam, Net, Spec, Tape
 from dynarep.replay import Part, Replay, draw
-from dynarep.streams import stream
+from dynarep.streams import streams
 
 Batch = Mapping[str, Tensor]
 Simulate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -407,7 +408,7 @@ class MadTD:
     # -- randomness ----------------------------------------------------------------------------------------------
 
     def _streams(self, purpose: str, *step: int) -> list[np.random.Generator]:
-        return [stream(seed, purpose, *step) for seed in self.seeds]
+        return streams(self.seeds, purpose, *step)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ FTFL is the same loop with another regression target: `agents/ensemble.py`, whic
 `agents/sac.py`, untouched; with a synthetic share of 0 this is SAC, to the last bit, and no model is trained.
 
 Beyond the reference: rollouts of more than one step, from which finished rows are dropped (quirk Q8), rules that choose
-among synthetic transitions (`agents/selection.py`), and the simulator in the place of the model (`ftfl` 4.7).
+among synthetic transitions (`agents/selection.py`), the simulator in the place of the model (`ftfl` 4.7), and, ours,
+in the place of one half of it: the oracle arms (`_true`) ask through what a bad model does its harm.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from torch import Tensor
 
 from dynarep.agents import selection
 from dynarep.agents.ensemble import FIELDS, Ensemble
-from dynarep.agents.sac import SAC
+from dynarep.agents.sac import OWN, SAC
+from dynarep.configs import Units
 from dynarep.configs.mbpo import MBPOConfig
 from dynarep.replay import Replay, draw
-from dynarep.streams import stream
+from dynarep.streams import streams
 from dynarep.terminations import termination
 
 Simulate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -43,6 +45,7 @@ class MBPO:
         action_size: length of an action in [-1, 1].
         seeds: the run seeds trained together, S of them.
         task: names the rule by which imagined states end an episode, see `dynarep.terminations`.
+        units: see `SAC`; the model learns in the units that are reported, whatever they are.
 
     Attributes:
         sac: the learner.
@@ -52,10 +55,16 @@ class MBPO:
     """
 
     def __init__(
-        self, config: MBPOConfig, obs_size: int, action_size: int, seeds: Sequence[int], task: str = ""
+        self,
+        config: MBPOConfig,
+        obs_size: int,
+        action_size: int,
+        seeds: Sequence[int],
+        task: str = "",
+        units: Units = OWN,
     ) -> None:
         self.config, self.seeds = config, list(seeds)
-        self.sac = SAC(config, obs_size, action_size, seeds, task)
+        self.sac = SAC(config, obs_size, action_size, seeds, task, units)
         self.ensemble = Ensemble(config, obs_size, action_size, seeds)
         fields = {"obs": (obs_size,), "action": (action_size,), "reward": (), "next_obs": (obs_size,), "mask": ()}
         self.synthetic = Replay(fields, len(self.seeds), config.synthetic_capacity)
@@ -95,7 +104,7 @@ class MBPO:
             replay: R, with the transition of this step.
             step: agent step, from 0.
             simulate: indices into R (S, n) and actions (S, n, a) -> true next_obs (S, n, o), reward and mask (S, n);
-                needed if `config.rollouts` is "simulator".
+                needed if `config.rollouts` is "simulator", and by the oracle arms.
 
         Returns:
             What `SAC.update` says of the last update.
@@ -105,14 +114,16 @@ class MBPO:
             return self.sac.learn(replay, step)
         if c.learns_a_model() and (step % c.retrain_every == 0 or not self.last_model_terms):
             self._retrain(replay, step)
-        self._rollout(replay, step, simulate)
+        if step % c.rollout_every == 0 or self.synthetic.size == 0:
+            self._rollout(replay, step, simulate)
         return self._improve(replay, step)
 
     def _retrain(self, replay: Replay, step: int) -> None:
         """Train the ensemble on the real transitions, from where it stands."""
         c, generators = self.config, self._streams("model", step)
+        chunks = c.model_chunks if self.last_model_terms else c.first_model_chunks or c.model_chunks
         data = {name: replay.data[name][:, : replay.size] for name in FIELDS}
-        for _ in range(c.model_chunks):
+        for _ in range(chunks):
             self.last_model_terms = self.ensemble.train_chunk(data, generators, c.chunk_steps)
         if self._rule is not None:
             self._rule.fit(self.ensemble, replay, generators)
@@ -120,7 +131,7 @@ class MBPO:
     def _rollout(self, replay: Replay, step: int, simulate: Simulate | None) -> None:
         """Fill the synthetic buffer from real states and the policy's actions."""
         c, generators = self.config, self._streams("rollout", step)
-        start = draw(generators, replay.size, (c.rollouts_per_step,))
+        start = draw(generators, replay.size, (c.rollouts_per_step * c.rollout_every,))
         obs = replay.rows(start)["obs"]
         if c.rollouts == "simulator":
             assert simulate is not None, "rollouts: simulator needs a protocol that can simulate"
@@ -132,7 +143,9 @@ class MBPO:
         for h in range(c.horizon()):
             action, _ = self.log_prob_sample(obs, generators)
             if self._rule is None:
-                next_obs, reward = self.ensemble.sample(obs, action, generators)
+                next_obs, reward = self.ensemble.sample(obs, action, generators, noisy=c.oracle != "mean")
+                if c.oracle in ("reward", "next_obs"):
+                    next_obs, reward = self._true(start, action, next_obs, reward, simulate)
                 store = go_on = alive
             else:
                 prediction = self.ensemble.predict(obs, action)
@@ -147,10 +160,18 @@ class MBPO:
             if not alive.any():  # of any seed; the others' numbers were drawn in vain
                 break
 
+    def _true(
+        self, start: Tensor, action: Tensor, next_obs: Tensor, reward: Tensor, simulate: Simulate | None
+    ) -> tuple[Tensor, Tensor]:
+        """Put the true reward, or a true next state, in the place of the model's; the other half stays its own."""
+        assert simulate is not None, f"oracle: {self.config.oracle} needs a protocol that can simulate"
+        true_next_obs, true_reward, _ = simulate(start, action)
+        return (next_obs, true_reward) if self.config.oracle == "reward" else (true_next_obs, reward)
+
     def _improve(self, replay: Replay, step: int) -> dict[str, Tensor]:
         """Make the SAC updates on synthetic and real transitions; a seed without any synthetic ones takes real ones."""
         c, synthetic = self.config, self.config.synthetic_rows()
-        generators, noise = self._streams("replay", step), self._streams("noise", step)
+        generators = self._streams("replay", step)
         shape = c.updates_per_step, synthetic
         imagined = self.synthetic.rows(draw(generators, self.synthetic.sizes.clamp(min=1).tolist(), shape))
         real = replay.rows(draw(generators, replay.size, (c.updates_per_step, c.batch_size - synthetic)))
@@ -159,13 +180,12 @@ class MBPO:
             instead = replay.rows(draw(generators, replay.size, shape))
             for name, values in imagined.items():
                 values[empty] = instead[name][empty]
-        for k in range(c.updates_per_step):
-            batch = {name: torch.cat([values[:, k], real[name][:, k]], 1) for name, values in imagined.items()}
-            terms = self.sac.update(batch, self.sac.noise(noise))
-        return terms
+        both = {name: torch.cat([values, real[name]], 2) for name, values in imagined.items()}
+        batches = [{name: values[:, k] for name, values in both.items()} for k in range(c.updates_per_step)]
+        return self.sac.updates(batches, step)
 
     def _streams(self, purpose: str, step: int) -> list[np.random.Generator]:
-        return [stream(seed, purpose, step) for seed in self.seeds]
+        return streams(self.seeds, purpose, step)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

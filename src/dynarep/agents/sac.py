@@ -11,31 +11,46 @@ a = tanh(u), u = mean + std * noise, log std = -10 + 6 (1 + tanh(raw)), which li
 episode truly terminated.
 
 Shapes: S seeds, B rows, o and a lengths of observation and action, 2 critics. Losses and means are per seed.
+
+Where the environment reports in other units than the task's own (`configs.Units`, ours), the networks see the task's
+own: o / units.obs and r / units.reward. So the learner cannot tell in which units it is told; a model can.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynarep.configs import Units
 from dynarep.configs.sac import SACConfig
 from dynarep.initialisers import halves, orthogonal
-from dynarep.nets import Adam, Net, Scalar, Spec
-from dynarep.replay import Replay, draw
-from dynarep.streams import stream
+from dynarep.nets import Adam, Net, Scalar, Spec, Tape
+from dynarep.replay import Replay, draw, normal
+from dynarep.streams import streams
 
 Batch = Mapping[str, Tensor]
 Generators = Sequence[np.random.Generator]
 EVEN = 32  # rows evaluated at a time are a multiple of this, see nets.py on block invariance
-LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0  # [code]
+_ONE = torch.ones(())  # a plain number would be converted at every use
+LOG_STD_MIDDLE, LOG_STD_SLOPE = torch.tensor(-4.0), 6.0  # [code] between -10 and 2
 LAYER_NORM = 1e-6  # [code] Flax's default epsilon
+OWN = Units()  # the environment reports in the task's own units
 GAIN = math.sqrt(2.0)  # [code] of every kernel but the log-std head's, which has 1
+
+
+class _Choice(NamedTuple):
+    """Sampled actions (S, B, a), log pi(a|s) (S, B), and what the actor's backward pass needs beside."""
+
+    action: Tensor
+    log_prob: Tensor
+    deviation: Tensor  # std * noise
+    gate: Tensor  # tanh(raw)
 
 
 class SAC:
@@ -47,17 +62,26 @@ class SAC:
         action_size: length of an action in [-1, 1].
         seeds: the run seeds trained together, S of them.
         task: not used; agents with a model of the task want its name.
+        units: what one of the task's own units is called in what the environment reports. Every method takes what is
+            reported, unless it says "own units".
     """
 
     def __init__(
-        self, config: SACConfig, obs_size: int, action_size: int, seeds: Sequence[int], task: str = ""
+        self,
+        config: SACConfig,
+        obs_size: int,
+        action_size: int,
+        seeds: Sequence[int],
+        task: str = "",
+        units: Units = OWN,
     ) -> None:
         c = self.config = config
+        self.units = units
         self.seeds, self.action_size = list(seeds), action_size
         self.target_entropy = c.target_entropy * action_size
         hidden = [c.width] * c.hidden_layers
-        actor = Spec((obs_size, *hidden, 2 * action_size), torch.relu_)
-        critic = Spec((obs_size + action_size, *hidden, 1), torch.relu_, LAYER_NORM if c.critic_layer_norm else None)
+        actor = Spec((obs_size, *hidden, 2 * action_size), torch.relu)
+        critic = Spec((obs_size + action_size, *hidden, 1), torch.relu, LAYER_NORM if c.critic_layer_norm else None)
 
         heads = halves(orthogonal(GAIN), orthogonal(1.0))
         self.actor = Net("actor", {"": actor}, seeds, orthogonal(GAIN), head=heads)
@@ -84,37 +108,39 @@ class SAC:
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """Return noise-free actions tanh(mean), (S, B, a), for observations (S, B, o)."""
-        return self.policy(_even(obs))[0][:, : obs.shape[1]].tanh()
+        return self.policy(_even(_own(obs, self.units.obs)))[0][:, : obs.shape[1]].tanh()
 
     @torch.no_grad()
     def log_prob_sample(self, obs: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
         """Return sampled actions (S, B, a) and their log-probabilities (S, B) for observations (S, B, o)."""
         size = obs.shape[1]
-        action, log_prob = self.sample(_even(obs), _even(self._normal(generators, size)))
+        own = _even(_own(obs, self.units.obs))
+        action, log_prob = self.sample(own, _even(normal(generators, (size, self.action_size))))
         return action[:, :size], log_prob[:, :size]
 
     @torch.no_grad()
     def q(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Return the smaller of both critics' values, (S, B), of observations (S, B, o) and actions (S, B, a)."""
-        return self.values(self.critic, _even(obs), _even(action)).amin(1)[:, : obs.shape[1]]
+        """Return the smaller of both critics' values, (S, B), of observations (S, B, o) and actions (S, B, a).
 
-    # -- forward passes ------------------------------------------------------------------------------------------
+        In units of the reported reward.
+        """
+        values = self.values(self.critic, _even(_own(obs, self.units.obs)), _even(action))
+        return self._reported(values.amin(1)[:, : obs.shape[1]])
+
+    def _reported(self, value: Tensor) -> Tensor:
+        """Rewards or values in own units -> in units of the reported reward."""
+        return value if self.units.reward == 1.0 else value * self.units.reward
+
+    # -- forward passes, in own units ----------------------------------------------------------------------------
 
     def policy(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Observations (S, B, o) -> mean and log std of the Gaussian before the tanh, each (S, B, a)."""
         mean, raw = self.actor(obs).chunk(2, -1)
-        return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (1.0 + raw.tanh())
+        return mean, _log_std(raw.tanh())
 
     def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the actions (S, B, a) that standard normal `noise` (S, B, a) makes, and log pi(a|s), (S, B).
-
-        log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u)), which is finite where tanh rounds to 1.
-        """
-        mean, log_std = self.policy(obs)
-        u = torch.addcmul(mean, log_std.exp(), noise)
-        gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)
-        squash = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
-        return u.tanh(), (gaussian - squash).sum(-1)
+        """Return the actions (S, B, a) that standard normal `noise` (S, B, a) makes, and log pi(a|s), (S, B)."""
+        return _choose(self.actor(obs), noise)[:2]
 
     def values(self, critic: Net, obs: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
         """Values of both critics, (S, 2, B)."""
@@ -124,57 +150,106 @@ class SAC:
 
     def learn(self, replay: Replay, step: int, simulate: object = None) -> dict[str, Tensor]:
         """Make the updates of agent step `step` from `replay`; returns what `update` says of the last one."""
-        c, noise = self.config, self._streams("noise", step)
+        c = self.config
         rows = replay.rows(draw(self._streams("replay", step), replay.size, (c.updates_per_step, c.batch_size)))
-        for k in range(c.updates_per_step):
-            terms = self.update({name: values[:, k] for name, values in rows.items()}, self.noise(noise))
+        return self.updates([{k: v[:, i] for k, v in rows.items()} for i in range(c.updates_per_step)], step)
+
+    def updates(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
+        """Make the updates of agent step `step` on these minibatches; returns what `update` says of the last one."""
+        noise = normal(self._streams("noise", step), (len(batches), 2, self.config.batch_size, self.action_size))
+        for k, batch in enumerate(batches):
+            terms = self.update(batch, (noise[:, k, 0], noise[:, k, 1]), report=k == len(batches) - 1)
         return terms
 
     def noise(self, generators: Generators) -> tuple[Tensor, Tensor]:
         """Draw the noise of one update: of the actions in the critics' target and in the actor's loss, (S, B, a)."""
-        return self._normal(generators, self.config.batch_size), self._normal(generators, self.config.batch_size)
+        both = normal(generators, (2, self.config.batch_size, self.action_size))
+        return both[:, 0], both[:, 1]
 
-    def update(self, batch: Batch, noise: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Make one update: critics, target critics, actor, temperature.
+    @torch.no_grad()
+    def update(self, batch: Batch, noise: tuple[Tensor, Tensor], report: bool = True) -> dict[str, Tensor]:
+        """Make one update: critics, target critics, actor, temperature. The derivatives are written out.
 
         Args:
             batch: obs (S, B, o), action (S, B, a), reward (S, B), next_obs (S, B, o), mask (S, B); B a multiple of 32.
             noise: of the next action and of the actor's, each (S, B, a); see `noise`.
+            report: whether anybody wants to know what is returned; nothing is, if not.
 
         Returns:
             Each (S,), at the parameters of before the respective step: `critic_loss`, `actor_loss`, `temperature_loss`;
             `q1`, the mean of critic 1; `entropy` H; `temperature` alpha; `reward`, the minibatch's mean;
-            `critic_grad_norm`, `actor_grad_norm`.
+            `critic_grad_norm`, `actor_grad_norm`. `q1` and `reward` are in units of the reported reward, like `q`; all
+            else is in own units.
         """
-        alpha = self.temperature
-        y = self.td_target(batch, noise[0], alpha)
-        terms = self._update_critic(batch, y)
+        rows, size, alpha = self._own_rows(batch), noise[0].shape[1], self.temperature
+        # The actor of before the update chooses in s' and in s: once for both.
+        out, tape = self.actor.forward((torch.cat([rows["next_obs"], rows["obs"]], 1),))
+        both = _choose(out, torch.cat(noise, 1))
+        y = self.td_target(rows, both.action[:, :size], both.log_prob[:, :size], alpha)
+        terms = self._update_critic(rows, y, report)
         self.target.follow(self.critic, self.config.target_rate)
-        terms |= self._update_actor(batch["obs"], noise[1], alpha)
-        terms["temperature_loss"] = self._update_temperature(terms["entropy"], alpha)
-        return terms | {"temperature": alpha, "reward": batch["reward"].mean(-1)}
+        chosen = _Choice(*(part[:, size:] for part in both))
+        terms |= self._update_actor(rows["obs"], chosen, tape.last(size), alpha, report)
+        entropy = -chosen.log_prob.mean(-1)
+        loss = self._update_temperature(entropy, alpha)
+        if not report:
+            return {}
+        own = {"entropy": entropy, "temperature": alpha, "temperature_loss": loss}
+        return terms | own | {"q1": self._reported(terms["q1"]), "reward": batch["reward"].mean(-1)}
+
+    def _own_rows(self, batch: Batch) -> Batch:
+        """Transitions as they are reported -> in own units."""
+        by_field = {"obs": self.units.obs, "next_obs": self.units.obs, "reward": self.units.reward}
+        return {name: _own(values, by_field.get(name, 1.0)) for name, values in batch.items()}
 
     @torch.no_grad()
-    def td_target(self, batch: Batch, noise: Tensor, alpha: Tensor) -> Tensor:
-        """Return y = r + gamma m (min_j Qbar_j(s', a') - alpha log pi(a'|s')), (S, B)."""
-        action, log_prob = self.sample(batch["next_obs"], noise)
-        value = self.values(self.target, batch["next_obs"], action).amin(1) - alpha.unsqueeze(1) * log_prob
-        return batch["reward"] + self.config.discount * batch["mask"] * value
+    def td_target(self, rows: Batch, action: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
+        """Return y = r + gamma m (min_j Qbar_j(s', a') - alpha log pi(a'|s')), (S, B), all in own units.
 
-    def _update_critic(self, batch: Batch, y: Tensor) -> dict[str, Tensor]:
-        q = self.values(self.critic, batch["obs"], batch["action"])
-        loss = (q - y.unsqueeze(1)).square().mean(-1).sum(1)
-        loss.sum().backward()  # type: ignore[no-untyped-call]
-        norm = self._optimisers["critic"].step()
-        return {"critic_loss": loss.detach(), "critic_grad_norm": norm, "q1": q.detach()[:, 0].mean(-1)}
+        `action`, (S, B, a), and `log_prob`, (S, B), are those of a' ~ pi(s').
+        """
+        value = self.values(self.target, rows["next_obs"], action).amin(1) - alpha.unsqueeze(1) * log_prob
+        return rows["reward"] + self.config.discount * rows["mask"] * value
 
-    def _update_actor(self, obs: Tensor, noise: Tensor, alpha: Tensor) -> dict[str, Tensor]:
-        action, log_prob = self.sample(obs, noise)
-        value = self.values(self.critic, obs, action, frozen=True).amin(1)
-        loss = (alpha.unsqueeze(1) * log_prob - value).mean(-1)
-        loss.sum().backward()  # type: ignore[no-untyped-call]
-        norm = self._optimisers["actor"].step()
-        return {"actor_loss": loss.detach(), "actor_grad_norm": norm, "entropy": -log_prob.detach().mean(-1)}
+    def _update_critic(self, rows: Batch, y: Tensor, report: bool) -> dict[str, Tensor]:
+        """Take one step down the squared error of every critic; the derivative by Q_j is 2 (Q_j - y) / B."""
+        adam = self._optimisers["critic"]
+        q, tape = self.critic.forward((rows["obs"], rows["action"]))
+        error = q - y.unsqueeze(1).unsqueeze(-1)
+        self.critic.backward(error * (2.0 / y.shape[1]), tape)
+        terms = {}
+        if report:
+            loss = error.square().mean((2, 3)).sum(1)
+            terms = {"critic_loss": loss, "critic_grad_norm": adam.norm(), "q1": q[:, 0].mean((1, 2))}
+        adam.step()
+        return terms
+
+    def _update_actor(self, obs: Tensor, chosen: _Choice, tape: Tape, alpha: Tensor, report: bool) -> dict[str, Tensor]:
+        """Take one step of the actor: down through the smaller of the critics to the action, then through the policy.
+
+        The derivative of the loss by u is 2 alpha a / B (log pi grows by 2 a) and, through the action, 1 - a^2 times
+        that of the values; log std has it times std * noise, and -alpha / B of its own.
+        """
+        adam, size = self._optimisers["actor"], obs.shape[1]
+        action = chosen.action
+        q, critic_tape = self.critic.forward((obs, action))
+        least = q.amin(1, keepdim=True)
+        smaller = (q == least).float()  # both of them, by halves, where they are equal
+        slope = smaller.div_(smaller.sum(1, keepdim=True).mul_(-size))
+        columns = slice(obs.shape[-1], obs.shape[-1] + action.shape[-1])
+        through = self.critic.backward(slope, critic_tape, learn=False, columns=columns)
+        assert through is not None
+        weight = (alpha / size).view(-1, 1, 1)
+        by_u = through.sum(1).mul_(_one_less_square(action)).addcmul_(weight, action, value=2.0)
+        by_log_std = torch.addcmul(-weight, by_u, chosen.deviation)
+        by_raw = by_log_std.mul_(_one_less_square(chosen.gate)).mul_(LOG_STD_SLOPE)
+        self.actor.backward(torch.cat([by_u, by_raw], -1), tape)
+        terms = {}
+        if report:
+            loss = (alpha.unsqueeze(1) * chosen.log_prob - least[:, 0, :, 0]).mean(-1)
+            terms = {"actor_loss": loss, "actor_grad_norm": adam.norm()}
+        adam.step()
+        return terms
 
     def _update_temperature(self, entropy: Tensor, alpha: Tensor) -> Tensor:
         loss = alpha * (entropy - self.target_entropy)
@@ -186,11 +261,7 @@ class SAC:
     # -- randomness ----------------------------------------------------------------------------------------------
 
     def _streams(self, purpose: str, step: int) -> list[np.random.Generator]:
-        return [stream(seed, purpose, step) for seed in self.seeds]
-
-    def _normal(self, generators: Generators, size: int) -> Tensor:
-        shape = (size, self.action_size)
-        return torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in generators]))
+        return streams(self.seeds, purpose, step)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -213,6 +284,37 @@ class SAC:
         for name, optimiser in self._optimisers.items():
             prefix = f"adam/{name}/"
             optimiser.load({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
+def _log_std(gate: Tensor) -> Tensor:
+    """Return the log std, of tanh(raw)."""
+    return torch.add(LOG_STD_MIDDLE, gate, alpha=LOG_STD_SLOPE)
+
+
+def _choose(out: Tensor, noise: Tensor) -> _Choice:
+    """Return what the policy's `out`, (S, B, 2 a), and standard normal `noise`, (S, B, a), choose.
+
+    With c = log(e^u + e^-u), which is finite where tanh rounds to 1: log(1 - tanh(u)^2) = 2 (log 2 - c). So log pi
+    is the sum over actions of  2 (c - log std / 2 - noise^2 / 4)  and of the constant -(log(2 pi) / 2 + 2 log 2).
+    """
+    mean, raw = out.chunk(2, -1)
+    gate = raw.contiguous().tanh()  # of a view it would cost six times as much
+    log_std = _log_std(gate)
+    deviation = log_std.exp() * noise
+    u = mean + deviation
+    half = torch.logaddexp(u, -u).sub(log_std, alpha=0.5).addcmul(noise, noise, value=-0.25).sum(-1)
+    constant = -noise.shape[-1] * (0.5 * math.log(2.0 * math.pi) + 2.0 * math.log(2.0))
+    return _Choice(u.tanh(), half.mul(2.0).add_(constant), deviation, gate)
+
+
+def _one_less_square(x: Tensor) -> Tensor:
+    """Return 1 - x^2."""
+    return torch.addcmul(_ONE, x, x, value=-1.0)
+
+
+def _own(x: Tensor, unit: float) -> Tensor:
+    """What is reported -> in own units."""
+    return x if unit == 1.0 else x * (1.0 / unit)
 
 
 def _even(x: Tensor) -> Tensor:

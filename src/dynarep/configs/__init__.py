@@ -26,6 +26,22 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+class Dials(Config):
+    """The properties of a dial task, ours: `dynarep.envs.dial`. The defaults make an easy one."""
+
+    actuators: int = hp(2, "ours: coordinates to bring to 0, each with an action of its own", ge=1)
+    nuisance: int = hp(0, "ours: channels of noise that nothing depends on; ftfl's second cause", ge=0)
+    correlation: float = hp(0.0, "ours: of a nuisance channel with itself one step before", ge=0, le=1)
+    obs_unit: float = hp(
+        1.0, "ours: what one unit of the state is called; ftfl's first cause, from the other side", gt=0
+    )
+    time_step: float = hp(0.1, "ours: smoothness; a small one is where residual targets are right", gt=0)
+    process_noise: float = hp(0.0, "ours: deviation of the noise on a velocity, of a position for dial-glide", ge=0)
+    force: float = hp(4.0, "ours: acceleration by an action of 1", gt=0)
+    reward_width: float = hp(0.5, "ours: distance per coordinate at which the reward is exp(-1/2)", gt=0)
+    episode_steps: int = hp(50, "ours: the time limit", ge=1)
+
+
 class EnvironmentConfig(Config):
     """What task is solved, and how it is wrapped. `suite` and `task` are filled in from the budget."""
 
@@ -35,6 +51,7 @@ class EnvironmentConfig(Config):
     reward_scale: float = hp(1.0, "ours: dose-response of the reward unit", gt=0)
     drop_observations: tuple[str, ...] = hp((), "entries nobody sees; ftfl 6.1: touch, for hopper without its contacts")
     zero_contact_forces: bool = hp(False, "Gymnasium shows live forces; on: 0, as STFL most likely had (ftfl 6.2)")
+    dials: Dials = hp(Dials(), "of the dial tasks alone")
 
 
 class PartConfig(Config):
@@ -51,6 +68,13 @@ class PartConfig(Config):
     def label(self) -> str:
         """Return the few words that tell this configuration from its relatives in a path."""
         return self.name
+
+
+class Units(NamedTuple):
+    """What one of the task's own units of observation and of reward is called in what an environment reports (ours)."""
+
+    obs: float = 1.0
+    reward: float = 1.0
 
 
 class Work(NamedTuple):
@@ -103,15 +127,19 @@ class ProtocolConfig(PartConfig):
     metrics: ClassVar[frozenset[str]] = frozenset()
 
     def agent_steps(self) -> int:
-        """Return the environment interactions of one run, in agent steps, evaluation included."""
+        """Return the environment interactions of one run, in agent steps, without evaluation episodes."""
         raise NotImplementedError
+
+    def evaluations(self) -> tuple[int, int]:
+        """Return how often a run is evaluated, and with how many episodes each time."""
+        return 0, 0
 
     def kept_steps(self) -> int:
         """Return how many of the agent steps are collected once and then read from disk by other runs (cache.py)."""
         return 0
 
     def work(self, agent: AgentConfig, obs_size: int, action_size: int) -> list[Work]:
-        """Return what one run computes, besides stepping through its environment."""
+        """Return what one run computes, besides stepping through its environment and acting in evaluations."""
         raise NotImplementedError
 
     def rows(self, agent: AgentConfig) -> int:

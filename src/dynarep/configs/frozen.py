@@ -7,8 +7,6 @@ from pydantic import model_validator
 from dynarep.configs import AgentConfig, ProtocolConfig, Work, hp
 from dynarep.configs.mad_td import MadTDConfig
 
-EPISODE_STEPS = 1000  # agent steps of an evaluation episode, for cost estimates alone: the limit at action repeat 1
-
 # Of the critic on given transitions (`protocols.evaluation.critic_on`); those of a model only where there is one.
 LATENT_METRICS = frozenset(
     {f"{kind}/{rows}" for kind in ("td_l2", "td_rms", "td_ce", "q") for rows in ("train", "validation", "on_policy")}
@@ -71,21 +69,20 @@ class FrozenConfig(ProtocolConfig):
         """Return how often it is measured."""
         return len({0, *self.measure_at, self.updates})
 
-    def evaluation_steps(self) -> int:
-        """Return the agent steps of all evaluation episodes; none is taken to be longer than 1000."""
-        return self.eval_episodes * EPISODE_STEPS
+    def evaluations(self) -> tuple[int, int]:
+        """Return the one at the end, if it has episodes."""
+        return min(1, self.eval_episodes), self.eval_episodes
 
     def agent_steps(self) -> int:
-        """Return collected steps, one simulator step per held-out state and measurement, and evaluation episodes."""
-        return self.transitions + self.held_out * (1 + self.measurements()) + self.evaluation_steps()
+        """Return collected steps, and one simulator step per held-out state and measurement."""
+        return self.transitions + self.held_out * (1 + self.measurements())
 
     def rows(self, agent: AgentConfig) -> int:
         """Return the collected transitions."""
         return self.transitions + self.held_out
 
     def work(self, agent: AgentConfig, obs_size: int, action_size: int) -> list[Work]:
-        """Return acting in evaluations, and what the agent learns."""
+        """Return what the agent learns."""
         assert isinstance(agent, MadTDConfig)
         steps = -(-self.updates // agent.updates_per_step)
-        acting = [Work("act", 0.0, self.evaluation_steps())] if self.eval_episodes else []
-        return [*acting, *agent.learning_work(steps, obs_size, action_size)]
+        return agent.learning_work(steps, obs_size, action_size)

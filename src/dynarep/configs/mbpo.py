@@ -101,21 +101,29 @@ class MBPOConfig(SACConfig, EnsembleConfig):
     budget = (
         SACConfig.budget
         | EnsembleConfig.budget
-        | {"model_chunks", "chunk_steps", "retrain_every", "rollouts_per_step", "synthetic_capacity"}
+        | {"model_chunks", "first_model_chunks", "chunk_steps", "retrain_every", "rollouts_per_step", "rollout_every"}
+        | {"synthetic_capacity"}
     )
 
     # the model's schedule
     retrain_every: int = hp(250, "[code] agent steps between retrainings, warm-started", ge=1)
     model_chunks: int = hp(25, "[code] chunks of one retraining: split, normaliser, steps, elites", ge=1)
+    first_model_chunks: int | None = hp(None, "[code] of the first retraining: as of every other; ours: more", ge=1)
     chunk_steps: int = hp(200, "[code] gradient steps of a chunk", ge=1)
 
     # synthetic data
     rollouts_per_step: int = hp(400, "[code] start states drawn from real data in every agent step", ge=1)
+    rollout_every: int = hp(1, "[code] agent steps between rollouts; they are `rollouts_per_step` times as many", ge=1)
     rollout_length: int = hp(1, "[code] model steps of a rollout, always 1; longer ones without quirk Q8", ge=1)
     synthetic_share: float = hp(0.95, "[code] of a minibatch: 243 rows of 256; 0 is SAC (ftfl 4.5)", ge=0, le=1)
     synthetic_capacity: int = hp(1_000_000, "[code] rows, oldest overwritten: 2500 agent steps", ge=1)
     rollouts: Literal["model", "simulator"] = hp(
         "model", "[code]; alternative simulator: true transitions, no model at all (ftfl 4.7)"
+    )
+    oracle: Literal["none", "reward", "next_obs", "mean"] = hp(
+        "none",
+        "ours: what of a synthetic transition is not the model's: nothing; reward: it is the true one of (s, a); "
+        "next_obs: it is a true one; mean: nothing, but the model's mean is taken without its noise",
     )
     terminations: Literal["reference", "intended"] = hp(
         "reference",
@@ -141,11 +149,13 @@ class MBPOConfig(SACConfig, EnsembleConfig):
 
     @model_validator(mode="after")
     def _settings_that_go_together(self) -> MBPOConfig:
-        if self.synthetic_capacity < self.rollouts_per_step:
+        if self.synthetic_capacity < self.rollouts_per_step * self.rollout_every:
             raise ValueError(
                 f"synthetic_capacity, {self.synthetic_capacity}: must hold one step's rollouts, "
-                f"{self.rollouts_per_step} (rollouts_per_step)"
+                f"{self.rollouts_per_step * self.rollout_every} (rollouts_per_step x rollout_every)"
             )
+        if self.oracle != "none" and (self.rollouts == "simulator" or self.horizon() > 1 or self.selection != "none"):
+            raise ValueError(f"oracle: {self.oracle} needs single steps of the model, all kept; drop the other switch")
         if self.rollouts == "simulator" and (self.rollout_length > 1 or self.selection != "none"):
             raise ValueError("rollouts: simulator takes single steps, all kept; drop rollout_length and selection")
         if self.rollout_length > 1 and self.selection != "none":
@@ -159,6 +169,8 @@ class MBPOConfig(SACConfig, EnsembleConfig):
             parts = [f"{self.name}-simulator"]
         if self.selection != "none":
             parts.append(self.selection)
+        if self.oracle != "none":
+            parts.append(f"true-{self.oracle}" if self.oracle != "mean" else "mean")
         if self.synthetic_share != type(self).model_fields["synthetic_share"].default:
             parts.append(f"share{self.synthetic_share:g}")
         return "-".join(parts)
@@ -182,12 +194,13 @@ class MBPOConfig(SACConfig, EnsembleConfig):
         if self.rollouts == "simulator" and self.synthetic_rows():
             work.append(Work("simulator", 0.0, steps * self.rollouts_per_step))
         if self.learns_a_model():
-            retrainings = math.ceil(steps / self.retrain_every)
-            work.append(self.model_work(retrainings * self.model_chunks * self.chunk_steps, obs_size, action_size))
+            more = (self.first_model_chunks or self.model_chunks) - self.model_chunks
+            chunks = math.ceil(steps / self.retrain_every) * self.model_chunks + more
+            work.append(self.model_work(chunks * self.chunk_steps, obs_size, action_size))
             members = 1 if self.selection == "none" else self.members
-            passes = self.rollouts_per_step * self.horizon() * members
+            passes = self.rollouts_per_step * self.rollout_every * self.horizon() * members
             gflop = 2.0 * passes * self.kernel_entries(obs_size, action_size) / 1e9
-            work.append(Work("rollout", gflop, steps))
+            work.append(Work("rollout", gflop, math.ceil(steps / self.rollout_every)))
         return work
 
     def parameters(self, obs_size: int, action_size: int) -> int:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from dynarep.configs import AgentConfig, ProtocolConfig, Work, hp
-from dynarep.configs.frozen import EPISODE_STEPS, LATENT_METRICS, RETURN_METRICS
+from dynarep.configs.frozen import LATENT_METRICS, RETURN_METRICS
 from dynarep.configs.model_fit import MODEL_METRICS
 
 SNAPSHOT_KIB = 1.5  # of a simulator's state, measured on hopper and humanoid; for cost estimates alone
 
 
 def asks_simulator(agent: AgentConfig) -> bool:
-    """Return whether an agent learns from the simulator's outcomes in place of a model's."""
-    return "simulator" in (getattr(agent, "rollouts", ""), getattr(agent, "model_data", ""))
+    """Return whether an agent learns from the simulator's outcomes in place of a model's, or of parts of them."""
+    sources = (getattr(agent, "rollouts", ""), getattr(agent, "model_data", ""))
+    return "simulator" in sources or getattr(agent, "oracle", "") in ("reward", "next_obs")
 
 
 class OnlineConfig(ProtocolConfig):
@@ -30,7 +31,8 @@ class OnlineConfig(ProtocolConfig):
     # Which of them a run has depends on its agent: without a model there are no synthetic/* and no model metrics; with
     # a critic on latents there are that critic's, and no entropy; on Meta-World there are successes.
     metrics = frozenset(
-        {"eval/return", "eval/length", "train/return", "return/final", "return/area", "diverged"}
+        {"eval/return", "eval/length", "train/return", "return/final", "return/area", "return/area_learning"}
+        | {"diverged"}
         | {f"critic/{name}" for name in ("q", "mc", "mc_soft", "bias", "bias_soft", "batch_q")}
         | {"batch/reward", "entropy", "temperature", "replay/reward", "synthetic/reward", "synthetic/negative"}
         | {"return/random", "drawdown/mean", "drawdown/max", "eval/success", "eval/success_last"}
@@ -74,18 +76,18 @@ class OnlineConfig(ProtocolConfig):
         """Return the agent steps after which the agent learns."""
         return self.steps - self.random_steps
 
-    def evaluation_steps(self) -> int:
-        """Return the agent steps of all evaluation episodes; none is taken to be longer than 1000."""
-        return self.steps // self.eval_every * self.eval_episodes * EPISODE_STEPS
+    def evaluations(self) -> tuple[int, int]:
+        """Return how many there are along the run, and their episodes."""
+        return self.steps // self.eval_every, self.eval_episodes
 
     def agent_steps(self) -> int:
-        """Return training and evaluation steps, and one simulator step per held-out row and measurement."""
+        """Return training steps, and one simulator step per held-out row and measurement."""
         measurements = self.steps // self.measure_every - self.random_steps // self.measure_every
-        return self.steps + self.evaluation_steps() + (measurements * self.held_out_rows if self.held_out else 0)
+        return self.steps + (measurements * self.held_out_rows if self.held_out else 0)
 
     def work(self, agent: AgentConfig, obs_size: int, action_size: int) -> list[Work]:
-        """Return acting, evaluation included, and what the agent learns."""
-        acting = Work("act", 0.0, self.steps + self.evaluation_steps())
+        """Return acting, and what the agent learns."""
+        acting = Work("act", 0.0, self.steps)
         return [acting, *agent.learning_work(self.learning_steps(), obs_size, action_size)]
 
     def rows(self, agent: AgentConfig) -> int:

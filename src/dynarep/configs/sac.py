@@ -26,6 +26,11 @@ class SACConfig(AgentConfig):
     target_rate: float = hp(0.005, "[code] tau, the new fraction; after every critic step", gt=0, le=1)
     lr: float = hp(3e-4, "[code] Adam of actor, critics and temperature", gt=0)
     initial_temperature: float = hp(1.0, "[code] alpha", gt=0)
+    unit_free: bool = hp(
+        False,
+        "[code] learns in the units that are reported; on: in the task's own units, ours, for dial tasks",
+        strict=True,
+    )
     target_entropy: float = hp(-0.5, "[code] per action dimension: -|A| / 2, not the usual -|A|")
 
     def label(self) -> str:

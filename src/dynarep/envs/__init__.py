@@ -6,22 +6,38 @@
     step = env.step(action)  # action in [-1, 1]
     env.restore(before)  # the same action now gives the same reward and the same next observation
 
-Three suites: "dmc" (the DeepMind Control suite; MAD-TD and FTFL), "gymnasium" (MuJoCo; FTFL's spared tasks) and
-"metaworld" (MAD-TD's appendix). FTFL's Gym tasks were those of gym 0.23; v4 is nearest to them, v5 changed observations
-and rewards (FTFL section 6.2). "garnet" names small random decision problems, for theory: tables of probabilities that
-a protocol reads (`dynarep.envs.garnet`) and nobody can step.
+Four suites: "dmc" (the DeepMind Control suite; MAD-TD and FTFL), "gymnasium" (MuJoCo; FTFL's spared tasks),
+"metaworld" (MAD-TD's appendix) and "dial" (ours: synthetic tasks whose properties can be turned up and down). FTFL's
+Gym tasks were those of gym 0.23; v4 is nearest to them, v5 changed observations and rewards (FTFL section 6.2).
+"garnet" names small random decision problems, for theory: tables of probabilities that a protocol reads
+(`dynarep.envs.garnet`) and nobody can step.
 No simulator is imported before `make`: the command line checks task names without paying for them.
 """
 
+import math
 from collections.abc import Sequence
 
-from dynarep.configs import EnvironmentConfig
+from dynarep.configs import Dials, EnvironmentConfig
 from dynarep.envs.base import Env, EnvError, Snapshot, Step, unknown
 from dynarep.envs.control_suite import ControlSuite
+from dynarep.envs.dial import Dial, sizes
 from dynarep.envs.gymnasium_suite import Gymnasium
 from dynarep.envs.metaworld_suite import MetaWorld
 
-__all__ = ["Env", "EnvError", "Snapshot", "Step", "from_config", "known_tasks", "make", "split_task"]
+__all__ = [
+    "Env",
+    "EnvError",
+    "Snapshot",
+    "Step",
+    "episode_steps",
+    "from_config",
+    "known_tasks",
+    "make",
+    "sizes",
+    "split_task",
+]
+
+_UNTURNED = Dials()
 
 # suite.ALL_TASKS of dm-control 1.0.28, Gymnasium's MuJoCo tasks, all of Meta-World 3.1.1 (tests compare them).
 _TASKS = {
@@ -54,6 +70,7 @@ _TASKS = {
         metaworld-push-back metaworld-reach metaworld-reach-wall metaworld-shelf-place metaworld-sweep-into
         metaworld-sweep metaworld-window-open metaworld-window-close
     """,
+    "dial": "dial-reach dial-glide",
     "garnet": "garnet-20-4-1 garnet-20-4-3",
 }
 
@@ -83,11 +100,12 @@ def make(
     reward_scale: float = 1.0,
     drop_observations: Sequence[str] = (),
     zero_contact_forces: bool = False,
+    dials: Dials = _UNTURNED,
 ) -> Env:
     """Make a task of a suite; call `reset` next.
 
     Args:
-        suite: "dmc", "gymnasium" or "metaworld".
+        suite: "dmc", "gymnasium", "metaworld" or "dial".
         task: one of `known_tasks(suite)`.
         action_repeat: frames per agent step (MAD-TD section 6.2: 2 on DMC; FTFL section 6: 1; TD-MPC2: 2
             on Meta-World, BRO: 1).
@@ -97,6 +115,7 @@ def make(
             without "touch").
         zero_contact_forces: contact forces in the observation read 0, "gymnasium" only; tasks that do not observe any
             stay as they are (FTFL section 6.2: Humanoid-v4 as mujoco-py shows it).
+        dials: the properties of a task of suite "dial".
 
     Raises:
         EnvError: an unknown suite, task or observation entry, with the nearest names; a value out of range, or one that
@@ -112,6 +131,10 @@ def make(
         raise EnvError(f"{task}: drop_observations ({given}) is for dmc tasks, the entries of others have no names")
     if zero_contact_forces and suite != "gymnasium":
         raise EnvError(f"{task}: zero_contact_forces is for Gymnasium's tasks; drop_observations removes an entry")
+    if suite == "dial":
+        return Dial(task, action_repeat, reward_scale, dials)
+    if dials != _UNTURNED:
+        raise EnvError(f"{task}: dials are for dial tasks ({', '.join(known_tasks('dial'))}), others cannot be turned")
     if suite == "dmc":
         return ControlSuite(task, action_repeat, reward_scale, drop_observations)
     if suite == "metaworld":
@@ -121,4 +144,11 @@ def make(
 
 def from_config(config: EnvironmentConfig) -> Env:
     """Make the task of a resolved configuration; see `make`."""
-    return make(**config.model_dump())
+    return make(**dict(config))
+
+
+def episode_steps(config: EnvironmentConfig) -> int:
+    """Return the agent steps of an episode by its time limit, for cost estimates alone; imports no simulator."""
+    if config.suite == "dial":
+        return config.dials.episode_steps
+    return math.ceil({"metaworld": 200}.get(config.suite, 1000) / config.action_repeat)

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from dynarep.configs import Units
+
 FloatArray = npt.NDArray[np.float64]
 Observation = npt.NDArray[np.float32]
 
@@ -54,7 +56,8 @@ class Snapshot:
     seed: int
     frame: int
     over: bool
-    physics: FloatArray  # MuJoCo's mjSTATE_INTEGRATION: time, positions, velocities, activations, warm start, controls
+    physics: FloatArray  # MuJoCo's mjSTATE_INTEGRATION: time, positions, velocities, activations, warm start, controls;
+    # of a dial task: the state vector
     derived: Mapping[str, FloatArray] = field(default_factory=dict)  # computed arrays that a reward reads before a step
     model: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # model arrays that the task wrote at its reset
     attributes: bytes = b""  # the task's Python attributes, pickled
@@ -64,8 +67,9 @@ class Env(abc.ABC):
     """One task: actions in [-1, 1], flat float32 observations, action repeat, the suite's own time limit.
 
     `obs_size`, `action_size`: lengths of the vectors. `action_repeat`: frames (control steps of the suite) per agent
-    step. `episode_frames`: the time limit in frames. An episode depends on task and seed only, whatever the object did
-    before. Made by `make`. `reports_success`: whether the suite says if a task is solved.
+    step. `episode_frames`: the time limit in frames. `units`: what the task's own units of observation and reward are
+    called in what is reported. An episode depends on task and seed only, whatever the object did before. Made by
+    `make`. `reports_success`: whether the suite says if a task is solved.
     """
 
     reports_success: ClassVar[bool] = False
@@ -74,10 +78,9 @@ class Env(abc.ABC):
     action_size: int
     action_repeat: int
     episode_frames: int
+    units: Units
     _low: FloatArray  # bounds of the suite's own actions, shape (action_size,)
     _high: FloatArray
-    _model: Any  # mujoco.MjModel
-    _data: Any  # mujoco.MjData
     _success: bool = False  # after the last frame
 
     def __init__(self, task: str, action_repeat: int, reward_scale: float) -> None:
@@ -85,8 +88,7 @@ class Env(abc.ABC):
             given = f"{action_repeat} and {reward_scale}"
             raise EnvError(f"{task}: action_repeat is 1 or more and reward_scale finite, got {given}")
         self.task, self.action_repeat, self._reward_scale = task, action_repeat, reward_scale
-        self._mujoco = load("mujoco")
-        self._kind = int(self._mujoco.mjtState.mjSTATE_INTEGRATION)
+        self.units = Units(reward=reward_scale)
         self._seed, self._frame = -1, 0
         self._refusal = _NEW  # empty: `step` may go on
 
@@ -142,9 +144,7 @@ class Env(abc.ABC):
         """
         if self._refusal not in ("", _OVER):
             raise EnvError(f"{self.task} {self._refusal}")
-        physics = np.empty(self._mujoco.mj_stateSize(self._model, self._kind))
-        self._mujoco.mj_getState(self._model, self._data, physics, self._kind)
-        return Snapshot(self.task, self._seed, self._frame, bool(self._refusal), physics, **self._capture())
+        return Snapshot(self.task, self._seed, self._frame, bool(self._refusal), self._state(), **self._capture())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back: the next `step` gives exactly what it would have given when `snapshot` was taken.
@@ -165,16 +165,6 @@ class Env(abc.ABC):
         """Let go of the simulator. The Env cannot be used afterwards."""
         self._refusal = _CLOSED
 
-    def _set_physics(self, snapshot: Snapshot) -> None:
-        self._mujoco.mj_setState(self._model, self._data, snapshot.physics, self._kind)
-
-    def _blow_up(self, reason: str) -> EnvError:
-        # Clears MuJoCo's warning counters too: they are compared from step to step, a second blow-up would be missed.
-        self._mujoco.mj_resetData(self._model, self._data)
-        self._refusal = _BROKEN
-        where = f"{self.task}, seed {self._seed}, frame {self._frame + 1}"
-        return EnvError(f"the simulation blew up ({where}): {reason}. Call reset(seed) or restore(snapshot).")
-
     @abc.abstractmethod
     def _begin(self, seed: int) -> None:
         """Put the simulator at the start of the episode that belongs to `seed`."""
@@ -188,12 +178,43 @@ class Env(abc.ABC):
         """Return the current observation, an array of its own."""
 
     @abc.abstractmethod
+    def _state(self) -> FloatArray:
+        """Return the state vector, an array of its own."""
+
     def _capture(self) -> dict[str, Any]:
-        """Return the fields of a Snapshot beside MuJoCo's state vector."""
+        """Return the fields of a Snapshot beside the state vector."""
+        return {}
 
     @abc.abstractmethod
     def _recover(self, snapshot: Snapshot) -> None:
         """Restore the state vector, what `_capture` gave, and what the next frame expects to find computed."""
+
+
+class MuJoCo(Env):
+    """A task that MuJoCo simulates."""
+
+    _model: Any  # mujoco.MjModel
+    _data: Any  # mujoco.MjData
+
+    def __init__(self, task: str, action_repeat: int, reward_scale: float) -> None:
+        super().__init__(task, action_repeat, reward_scale)
+        self._mujoco = load("mujoco")
+        self._kind = int(self._mujoco.mjtState.mjSTATE_INTEGRATION)
+
+    def _state(self) -> FloatArray:
+        physics = np.empty(self._mujoco.mj_stateSize(self._model, self._kind))
+        self._mujoco.mj_getState(self._model, self._data, physics, self._kind)
+        return physics
+
+    def _set_physics(self, snapshot: Snapshot) -> None:
+        self._mujoco.mj_setState(self._model, self._data, snapshot.physics, self._kind)
+
+    def _blow_up(self, reason: str) -> EnvError:
+        # Clears MuJoCo's warning counters too: they are compared from step to step, a second blow-up would be missed.
+        self._mujoco.mj_resetData(self._model, self._data)
+        self._refusal = _BROKEN
+        where = f"{self.task}, seed {self._seed}, frame {self._frame + 1}"
+        return EnvError(f"the simulation blew up ({where}): {reason}. Call reset(seed) or restore(snapshot).")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> EnvError:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dynarep.envs.base import Env, EnvError, FloatArray, Observation, Snapshot, load, unknown
+from dynarep.envs.base import EnvError, FloatArray, MuJoCo, Observation, Snapshot, load, unknown
 
 _UNLIMITED_FRAMES = 1000  # ours: an episode of lqr, the one domain without a time limit
 
 
-class ControlSuite(Env):
+class ControlSuite(MuJoCo):
     """A task of the DeepMind Control suite, stepped through its public physics and task objects.
 
     The rewards and observations of `control.Environment`, bit by bit. Differences (ours): a task's end and the time

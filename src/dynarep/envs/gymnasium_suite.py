@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dynarep.envs.base import Env, FloatArray, Observation, Snapshot, load
+from dynarep.envs.base import FloatArray, MuJoCo, Observation, Snapshot, load
 
 
-class Gymnasium(Env):
+class Gymnasium(MuJoCo):
     """A MuJoCo task of Gymnasium: `gymnasium.make(task).unwrapped` with the time limit of its registration.
 
     With `zero_contact_forces`, the last `_CONTACT_FORCES[task]` entries of the observation are 0, as mujoco-py with

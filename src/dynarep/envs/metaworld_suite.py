@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from dynarep.envs.base import Env, EnvError, FloatArray, Observation, Snapshot, load
+from dynarep.envs.base import EnvError, FloatArray, MuJoCo, Observation, Snapshot, load
 
 PREFIX = "metaworld-"  # of our task names: "metaworld-assembly" is the library's "assembly-v3"
 
 
-class MetaWorld(Env):
+class MetaWorld(MuJoCo):
     """A task of Meta-World with the goal in its observation and the library's own ("v2") reward, 0 to 10 a frame.
 
     The conventions are those that TD-MPC2 and BRO share: positions of object and goal drawn from the task's box at each

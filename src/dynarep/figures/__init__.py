@@ -14,7 +14,7 @@ import pandas as pd
 
 from dynarep import published, records
 from dynarep.experiment import Experiment, Job
-from dynarep.figures import drawing, pages, points
+from dynarep.figures import drawing, pages, points, scatter
 
 FORMATS = ("svg", "pdf", "png")
 
@@ -69,11 +69,16 @@ def note(experiment: Experiment, tier: str, data: pd.DataFrame) -> str:
         table = experiment.spec.table
         assert table is not None
         return f"Read from the code: {pages.WHAT[table.kind]}. The same at every tier."
-    means = data[data["seed"].isna() & (data["series"] != points.PUBLISHED)]
-    n, planned = int(means["n"].min()), int(means["planned"].max())
-    words = [f"Tier {tier}: {n} of {planned} seeds."]
+    means = data[data["seed"].isna() & ~data["series"].isin([points.PUBLISHED, scatter.RANK])]
+    words = [f"Tier {tier}: {_seeds(means)}."]
+    scatters = [index for index, panel in enumerate(experiment.spec.panels) if panel.kind == "scatter"]
+    placed, means = means[means["panel"].isin(scatters)], means[~means["panel"].isin(scatters)]
+    settings = len(experiment.spec.pairs)
+    if scatters and (without := settings - int(placed.groupby("panel")["variant"].nunique().min())):
+        words.append(f"{without} of {settings} settings have no point.")
     jobs = experiment.jobs(tier)
-    shown = {variant for panel in points.panels(experiment) for variant in experiment.shown(panel)}
+    panels = [panel for panel in points.panels(experiment) if panel.kind != "scatter"]
+    shown = {variant for panel in panels for variant in experiment.shown(panel)}
     arms = {(job.task, job.variant) for job in jobs if job.variant in shown}
     if absent := arms - set(zip(means["task"], means["variant"], strict=True)):
         words.append(f"{len(absent)} of {len(arms)} arms have no runs yet.")
@@ -84,6 +89,15 @@ def note(experiment: Experiment, tier: str, data: pd.DataFrame) -> str:
     if experiment.spec.claims and not judging:
         words.append("No claim is judged at this tier.")
     return " ".join(words)
+
+
+def _seeds(means: pd.DataFrame) -> str:
+    """Say how many seeds there are of how many; where arms have different numbers, of the one that lacks most."""
+    planned = sorted(set(means["planned"].astype(int)))
+    if len(planned) > 1 and (means["n"] >= means["planned"]).all():
+        return f"{planned[0]} to {planned[-1]} seeds, all there"
+    n, planned_there = means[["n", "planned"]].iloc[int((means["n"] / means["planned"]).argmin())]
+    return f"{n:.0f} of {planned_there:.0f} seeds"
 
 
 def _read_off(experiment: Experiment, data: pd.DataFrame) -> list[str]:

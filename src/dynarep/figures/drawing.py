@@ -22,11 +22,15 @@ import seaborn as sns
 from matplotlib.ticker import LogFormatter, SymmetricalLogLocator
 
 from dynarep.experiment import Experiment
+from dynarep.figures import scatter
 from dynarep.figures.points import PUBLISHED
 from dynarep.schema import Panel
 
 MOST_COLUMNS = 5  # ours: as many tasks side by side as a page can show
-MARKERS = "osD^vP*X"
+LINE, LETTER, SHORT = 0.19, 0.07, 10  # inches of a line and a letter of a legend; letters that need no more room
+NAME = 22  # characters of a line of an arm's name below a panel
+LONGEST_DOSE = 5  # characters, of a decimal
+MARKERS = scatter.MARKERS
 STYLES = ["-", "--", ":", "-."]
 DOTTED = (0, (1, 1.5))
 STYLE = {
@@ -59,15 +63,28 @@ def render(image: Any, kind: str) -> bytes:
 
 def figure(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
     """Draw the panels from their points, with a title above and the note below; one without points is left out."""
-    tasks, there = list(dict.fromkeys(data["task"])), set(data["panel"])
+    there = set(data["panel"])
     panels = [(index, panel) for index, panel in enumerate(experiment.spec.panels) if index in there]
+    wide = [index for index, panel in panels if panel.kind == "scatter"]  # over all tasks
+    tasks = list(dict.fromkeys(data[~data["panel"].isin(wide)]["task"])) or [""]
     sources = list(dict.fromkeys(data[data["series"] == PUBLISHED]["variant"]))
     bands = math.ceil(len(tasks) / MOST_COLUMNS)
     columns = math.ceil(len(tasks) / bands)
-    size = (3.3 * columns + 1.9, 2.7 * bands * len(panels) + 1.1)
-    image, grid = plt.subplots(bands * len(panels), columns, figsize=size, squeeze=False, layout="constrained")
+    legend_lines = scatter.lines(experiment.spec.pairs) if wide else []
+    heights = [max(2.7, LINE * len(legend_lines) / bands) if index in wide else 2.7 for index, _ in panels]
+    room = LETTER * max(0, max(map(len, legend_lines), default=0) - SHORT)
+    size = (3.3 * columns + 1.9 + room, bands * sum(heights) + 1.1)
+    shape: dict[str, Any] = {"gridspec_kw": {"height_ratios": np.repeat(heights, bands)}} if wide else {}
+    image, grid = plt.subplots(bands * len(panels), columns, figsize=size, squeeze=False, layout="constrained", **shape)
+    titled = min((band for band, (index, _) in enumerate(panels) if index not in wide), default=None)
     for band, (index, panel) in enumerate(panels):
-        places = grid[band * bands : (band + 1) * bands].flat
+        rows = grid[band * bands : (band + 1) * bands]
+        places = rows.flat
+        if index in wide:
+            ax = _merged(image, rows)
+            _panel(ax, panel, data[data["panel"] == index], experiment)
+            ax.set_ylabel(textwrap.fill(panel.label, 30))
+            continue
         legend: dict[str, Any] = {}
         for place, ax in enumerate(places):
             task = tasks[place] if place < len(tasks) else None
@@ -77,7 +94,7 @@ def figure(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
                 continue
             _panel(ax, panel, points, experiment)
             _published(ax, panel, points, sources)
-            if band == 0 or bands > 1:
+            if band == titled or bands > 1:
                 ax.set_title(task)
             if place % columns == 0:
                 ax.set_ylabel(textwrap.fill(panel.label, 30))
@@ -91,8 +108,21 @@ def figure(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
     image.supxlabel(textwrap.fill(note, int(inches * 15)), fontsize=7.5, color="0.3", x=0.01, ha="left")
     image.draw_without_rendering()
     image.set_layout_engine("none")  # the layout that was just made holds for all formats
+    for ax in image.axes:
+        if hasattr(ax, "numbers"):
+            scatter.number(ax)
     plt.close(image)  # pyplot forgets it; it can still be rendered
     return image
+
+
+def _merged(image: Any, rows: Any) -> Any:
+    """Put one place over a band of them."""
+    spans = [ax.get_subplotspec() for ax in rows.flat]
+    for ax in rows.flat:
+        ax.remove()
+    first, last = spans[0], spans[-1]
+    grid = first.get_gridspec()
+    return image.add_subplot(grid[first.rowspan.start : last.rowspan.stop, first.colspan.start : last.colspan.stop])
 
 
 def _panel(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) -> None:
@@ -188,7 +218,9 @@ def _finals(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment)
         ax.plot([place, place], [mean["low"], mean["high"]], color=colours[variant], lw=1.2)
     ax.set_xticks([])
     if panel.kind == "final":
-        ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=7.5)
+        names = [textwrap.fill(name, NAME) for name in names]  # a long one would begin outside the figure
+        look = {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 7.5, "linespacing": 0.95}
+        ax.set_xticks(range(len(names)), names, **look)
     ax.margins(x=0.15)
 
 
@@ -207,22 +239,34 @@ def _doses(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) 
         look = {"color": colour, "marker": mark, "ms": 5, "lw": 1.6, "ls": STYLES[number % len(STYLES)]}
         ax.plot(means["x"], means["estimate"], label=name or None, **look)
         ax.fill_between(means["x"], means["low"], means["high"], color=colour, alpha=0.13, lw=0)
-    ax.set_xscale(panel.x_scale)
+    _scale_x(ax, panel)
     ticks = sorted(set(points["x"]))
-    ax.set_xticks(ticks, _apart(ticks, panel.x_scale == "log"))
+    ax.set_xticks(ticks, _apart(ticks, ax.xaxis.get_transform().transform(np.array(ticks))))
     ax.set_xticks([], minor=True)
     ax.set_xlabel(panel.x_label)
 
 
-def _apart(ticks: list[float], log: bool) -> list[str]:
+def _scale_x(ax: Any, panel: Panel) -> None:
+    ax.set_xscale(panel.x_scale, **({"linthresh": panel.x_linear_within} if panel.x_scale == "symlog" else {}))
+
+
+def _apart(ticks: list[float], places: np.ndarray) -> list[str]:
     """Label the ticks that are far enough from the last one that has a label, a twelfth of the axis."""
-    places = np.log(ticks) if log else np.array(ticks)
     apart, last, labels = (places[-1] - places[0]) / 12, -math.inf, []
-    for tick, place in zip(ticks, places, strict=True):
+    for place, word in zip(places, _words(ticks), strict=True):
         far = place - last >= apart
-        labels.append(f"{tick:g}" if far else "")
+        labels.append(word if far else "")
         last = place if far else last
     return labels
+
+
+def _words(ticks: list[float]) -> list[str]:
+    """Write doses as people do: 1/128 rather than 0.0078125, where every one is whole or one over a whole number."""
+    plain = [f"{tick:g}" for tick in ticks]
+    whole = all(tick == int(tick) or (tick > 0 and 1 / tick == int(1 / tick)) for tick in ticks)
+    if max(map(len, plain)) <= LONGEST_DOSE or not whole:
+        return plain
+    return [f"1/{1 / tick:g}" if 0 < tick < 1 else word for tick, word in zip(ticks, plain, strict=True)]
 
 
 def _calibration(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) -> None:
@@ -256,7 +300,18 @@ def _spectrum(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experimen
     ax.set_xlabel("real part")
 
 
+def _scatter(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) -> None:
+    """A numbered point per pair; see `scatter`."""
+    _scale_x(ax, panel)
+    scatter.draw(ax, panel, points, experiment)
+    if panel.x_scale == "log":
+        ax.xaxis.set_major_formatter(_PlainLog())
+        ax.xaxis.set_minor_formatter(_PlainLog(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+    if panel.x_scale == "symlog":
+        ax.xaxis.set_major_formatter("{x:g}")
+
+
 _DRAW = {
     **{"curves": _curves, "dots": _finals, "final": _finals, "dose": _doses},
-    **{"calibration": _calibration, "spectrum": _spectrum},
+    **{"calibration": _calibration, "spectrum": _spectrum, "scatter": _scatter},
 }

@@ -14,6 +14,7 @@ from scipy import stats as sps
 from dynarep import published, records
 from dynarep.errors import UserError
 from dynarep.experiment import Experiment
+from dynarep.figures import scatter
 from dynarep.schema import Panel, Shows
 
 COLUMNS = ["panel", "task", "series", "variant", "seed", "x", "estimate", "low", "high", "n", "planned"]
@@ -50,6 +51,9 @@ def table(experiment: Experiment, tier: str, results: Path) -> pd.DataFrame:
         )
     rows: list[dict[str, Any]] = []
     for index, panel in enumerate(panels(experiment)):
+        if panel.kind == "scatter":
+            rows += [{"panel": index, **row} for row in scatter.points(experiment, panel, tier, runs)]
+            continue
         shown = experiment.shown(panel)
         for (task, variant), found in runs.items():
             if found and variant in shown:

@@ -25,12 +25,13 @@ from dynarep.diagnostics.latent import latent_report
 from dynarep.diagnostics.sharpness import sharpness
 from dynarep.diagnostics.td import generalisation
 from dynarep.envs import EnvError, Step
+from dynarep.envs.dial import Dial, Fleet
 from dynarep.protocols import Metrics, usable
 from dynarep.replay import Part, Replay, spread
 from dynarep.streams import integer, stream
 
 EARLY_FRAMES = 200_000  # of the early peak of over-estimation (`mad-td` 4.1)
-LARGEST_REWARD = {"dmc": 1.0, "metaworld": 10.0}  # of a frame; Gymnasium's tasks have no common one
+LARGEST_REWARD = {"dmc": 1.0, "metaworld": 10.0, "dial": 1.0}  # of a frame; Gymnasium's tasks have no common one
 Generators = Sequence[np.random.Generator]
 Simulate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 Stepped = tuple[np.ndarray, np.ndarray, float, bool]  # obs, action, reward, success of an agent step
@@ -57,6 +58,8 @@ class Evaluator:
             episodes: how many of each seed.
             at: when in the run: with the seed, it names the episodes' first states.
         """
+        if isinstance(self.envs[0], Dial):
+            return self._play_together(self.envs[0], agent, episodes, at)
         played: list[list[Episode]] = [[] for _ in self.seeds]
         obs = np.stack([self._reset(k, at, 0) for k in range(len(self.seeds))])
         logs: list[list[Stepped]] = [[] for _ in self.seeds]
@@ -80,8 +83,31 @@ class Evaluator:
                         obs[k] = self._reset(k, at, len(played[k]))
         return played
 
+    def _play_together(self, env: Dial, agent: Any, episodes: int, at: int) -> list[list[Episode]]:
+        """Play all of them at once."""
+        shape = len(self.seeds), episodes
+        fleet = Fleet(env, [self._first(seed, at, episode) for seed in self.seeds for episode in range(episodes)])
+        log: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        while not fleet.over:
+            obs = fleet.obs.reshape(*shape, -1)
+            wanted = agent.act(torch.from_numpy(obs)).numpy()
+            finite = np.isfinite(wanted).all(-1)
+            self.diverged |= ~finite.all(1)
+            action = np.where(finite[..., None], wanted, 0.0)
+            reward = fleet.step(action.reshape(-1, env.action_size)).reshape(shape)
+            log.append((obs, action, np.where(finite, reward, math.nan)))
+        obs, action, reward = (np.stack(values, 2) for values in zip(*log, strict=True))
+        return [
+            [Episode(obs[k, e], action[k, e], reward[k, e], terminated=False, success=None) for e in range(episodes)]
+            for k in range(len(self.seeds))
+        ]
+
+    def _first(self, seed: int, at: int, episode: int) -> int:
+        """Return the seed of an episode."""
+        return integer(seed, "evaluation", at, episode)
+
     def _reset(self, k: int, at: int, episode: int) -> np.ndarray:
-        return self.envs[k].reset(integer(self.seeds[k], "evaluation", at, episode))
+        return self.envs[k].reset(self._first(self.seeds[k], at, episode))
 
     def _episode(self, k: int, log: Sequence[Stepped], last: Step | None) -> Episode:
         """Make an episode of what was logged; it has no steps if the first one blew up."""
@@ -96,14 +122,17 @@ class Evaluator:
         )
 
 
-def returns_of(played: Sequence[Sequence[Episode]]) -> dict[str, list[float]]:
-    """Return each seed's mean return and length of its episodes, in agent steps.
+def returns_of(played: Sequence[Sequence[Episode]], unit: float = 1.0) -> dict[str, list[float]]:
+    """Return each seed's mean return, in the task's own units, and length of its episodes, in agent steps.
+
+    `unit` is what one of the task's own units of reward is called in the episodes (`reward_scale`): whoever scales
+    rewards for the sake of learning still wants returns that compare.
 
     Where the task reports success, also the share of episodes that had it at any time (`eval/success`, BRO's rule) and
     in their last agent step (`eval/success_last`, TD-MPC2's; `mad-td` U13).
     """
     found = {
-        "eval/return": [float(np.mean([e.reward.sum() for e in episodes])) for episodes in played],
+        "eval/return": [float(np.mean([e.reward.sum() for e in episodes])) / unit for episodes in played],
         "eval/length": [float(np.mean([len(e) for e in episodes])) for episodes in played],
     }
     if played[0][0].success is not None:

@@ -111,7 +111,7 @@ class Frozen(Protocol):
             played = self.evaluator.play(agent, c.eval_episodes, at)
             along = critic_along(agent, played, c.horizon_margin, self._ceiling)
             self.diverged |= np.array(along.pop("finite")) == 0
-            found |= {**returns_of(played), **along}
+            found |= {**returns_of(played, self.env.units.reward), **along}
         q = np.array(found["q/on_policy"])
         self.diverged |= ~np.isfinite(q)
         found["diverged"] = (self.diverged | (q > self._ceiling)).astype(float).tolist()

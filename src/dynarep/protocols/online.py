@@ -41,6 +41,7 @@ from dynarep.configs.online import OnlineConfig, asks_simulator
 from dynarep.diagnostics.model import report
 from dynarep.diagnostics.stability import drawdown
 from dynarep.envs import EnvError
+from dynarep.envs.dial import Dial, Fleet
 from dynarep.protocols import Metrics, Protocol, usable
 from dynarep.protocols.evaluation import (
     EARLY_FRAMES,
@@ -51,7 +52,7 @@ from dynarep.protocols.evaluation import (
     largest,
     returns_of,
 )
-from dynarep.protocols.snapshots import Simulator, play_again
+from dynarep.protocols.snapshots import ClosedForm, Simulator, play_again
 from dynarep.replay import Part, Replay, draw
 from dynarep.streams import integer, stream
 
@@ -89,7 +90,8 @@ class Online(Protocol):
         self.replay = Replay({**fields, "mask": ()}, len(self.seeds), capacity)
         module, name = agent.implementation.split(":")
         make = getattr(importlib.import_module(module), name)
-        self.agent: Any = make(agent, env.obs_size, env.action_size, self.seeds, environment.task)
+        units = {"units": env.units} if getattr(agent, "unit_free", False) else {}
+        self.agent: Any = make(agent, env.obs_size, env.action_size, self.seeds, environment.task, **units)
         self._learns_a_model = getattr(agent, "learns_a_model", lambda: False)()
 
         self._latent = hasattr(self.agent, "encode")
@@ -104,8 +106,8 @@ class Online(Protocol):
         draws = [stream(s, "random actions").uniform(-1, 1, size=shape) for s in seeds]
         self._random_actions = np.stack(draws).astype(np.float32)
         self.obs = np.zeros((len(self.seeds), env.obs_size), np.float32)
-        for k in range(len(self.seeds)):
-            self._begin(k, 0)
+        self.fleet: Fleet | None = None  # dial tasks: all seeds' episodes as one
+        self._begin_all(0)
         self._shown: dict[str, float] = {}
 
     def _split(self, environment: EnvironmentConfig, simulates: bool) -> None:
@@ -129,8 +131,10 @@ class Online(Protocol):
             held[:, :2] = False, True
             self.training = Part(self.replay, [np.flatnonzero(~own) for own in held])
             self.held = Part(self.replay, [np.flatnonzero(own) for own in held])
-        self.simulator: Simulator | None = None
-        if needs_all:
+        self.simulator: Simulator | ClosedForm | None = None
+        if needs_all and isinstance(env, Dial):
+            self.simulator = ClosedForm(env, self.seeds, self.replay)
+        elif needs_all:
             wanted = np.ones_like(held) if simulates else held
             self.simulator = Simulator(
                 envs.from_config(environment), self.seeds, self.replay, self.starts, wanted, self.diverged
@@ -162,6 +166,21 @@ class Online(Protocol):
         if self.done == self.total:
             self._summarise()
 
+    def _begin_all(self, at: int) -> None:
+        """Start every seed's next episode, after `at` agent steps."""
+        env = self.envs[0]
+        if isinstance(env, Dial):
+            self.fleet = self._fleet(env, len(self.starts[0]))
+            self.obs = self.fleet.obs
+            for starts in self.starts:
+                starts.append(at)
+        else:
+            for k in range(len(self.seeds)):
+                self._begin(k, at)
+
+    def _fleet(self, env: Dial, episode: int) -> Fleet:
+        return Fleet(env, [integer(seed, "environment", episode) for seed in self.seeds])
+
     def _begin(self, k: int, at: int) -> None:
         """Start seed k's next episode, after `at` agent steps."""
         self.obs[k] = self.envs[k].reset(integer(self.seeds[k], "environment", len(self.starts[k])))
@@ -175,6 +194,9 @@ class Online(Protocol):
 
     def _interact(self, wanted: np.ndarray) -> None:
         """Let every seed act once, (S, a), and store what happens."""
+        if self.fleet:
+            self._interact_together(self.fleet, wanted)
+            return
         rows: list[dict[str, Any]] = []
         for k, env in enumerate(self.envs):
             action = usable(wanted[k], k, self.diverged)
@@ -194,6 +216,23 @@ class Online(Protocol):
             if step.terminated or step.truncated:
                 self._end(k, self.done + 1)
         self.replay.add({name: np.stack([row[name] for row in rows])[:, None] for name in rows[0]})
+
+    def _interact_together(self, fleet: Fleet, wanted: np.ndarray) -> None:
+        """Do the same where all episodes begin and end together."""
+        finite = np.isfinite(wanted).all(1)
+        self.diverged |= ~finite
+        action, obs = np.where(finite[:, None], wanted, 0.0), fleet.obs
+        reward = fleet.step(action)
+        mask = np.full_like(reward, not (self._latent and fleet.over))
+        rows = {"obs": obs, "action": action, "reward": reward, "next_obs": fleet.obs, "mask": mask}
+        self.replay.add({name: values[:, None] for name, values in rows.items()})
+        self._return = [so_far + float(r) for so_far, r in zip(self._return, reward, strict=True)]
+        self.obs = fleet.obs
+        if fleet.over:
+            for returns, total in zip(self.returns, self._return, strict=True):
+                returns.append(total)
+            self._return = [0.0] * len(self.seeds)
+            self._begin_all(self.done + 1)
 
     def _keep(self, k: int) -> None:
         """Keep the simulator's state before seed k's next transition, if somebody may ask for it."""
@@ -246,7 +285,10 @@ class Online(Protocol):
         """
         c, frame = self.config, self.done * self.envs[0].action_repeat
         played = self.evaluator.play(self.agent, c.eval_episodes, self.done)
-        found = {**returns_of(played), "train/return": self._mean_returns(self.done - c.eval_every)}
+        found = {
+            **returns_of(played, self.envs[0].units.reward),
+            "train/return": self._mean_returns(self.done - c.eval_every),
+        }
         generators = [stream(s, "evaluation", self.done, "entropy") for s in self.seeds]
         found |= critic_along(self.agent, played, c.horizon_margin, self._ceiling, generators)
         if "critic/over" in found:
@@ -259,22 +301,32 @@ class Online(Protocol):
         self._shown = {"return": float(np.median(found["eval/return"]))}
 
     def _mean_returns(self, since: int) -> list[float]:
-        """Return each seed's mean return of the training episodes that ended after `since` agent steps; NaN if none."""
+        """Return each seed's mean return of the training episodes that ended after `since` agent steps; NaN if none.
+
+        In the task's own units, as in evaluations.
+        """
+        unit = self.envs[0].units.reward
         chosen = [
-            [r for end, r in zip(starts[1:], returns, strict=True) if end > since]
+            [r / unit for end, r in zip(starts[1:], returns, strict=True) if end > since]
             for starts, returns in zip(self.starts, self.returns, strict=True)
         ]
         return [float(np.mean(returns)) if returns else math.nan for returns in chosen]
 
     def _summarise(self) -> None:
-        """Record the final return, the area under the curve (`ftfl` 4.8), and how far it fell (`mad-td` 7.3)."""
+        """Record the final return, the area under the curve (`ftfl` 4.8), and how far it fell (`mad-td` 7.3).
+
+        `return/area_learning` leaves out evaluations of the policy that had not learned yet (ours): in short runs they
+        are many.
+        """
         curves = [[row for row in rows if row.metric == "eval/return"] for rows in self.metrics.rows]
         returns = [[row.value for row in curve] for curve in curves]
-        falls = [drawdown([r.value for r in curve if r.agent_step > self.config.random_steps]) for curve in curves]
+        learned = [[row.value for row in curve if row.agent_step > self.config.random_steps] for curve in curves]
+        falls = [drawdown(values) for values in learned]
         self._record(
             {
                 "return/final": [float(np.mean(values[-LAST:])) for values in returns],
                 "return/area": [float(np.mean(values)) for values in returns],
+                "return/area_learning": [float(np.mean(values)) if values else math.nan for values in learned],
                 "drawdown/mean": [mean for mean, _ in falls],
                 "drawdown/max": [worst for _, worst in falls],
             }
@@ -301,6 +353,12 @@ class Online(Protocol):
         self.starts[:] = state["starts"]
         self.returns, self._return = state["returns"], state["return"]
         actions = self.replay.data["action"].numpy()
+        if isinstance(self.envs[0], Dial):
+            self.fleet = self._fleet(self.envs[0], len(self.starts[0]) - 1)
+            for step in range(self.starts[0][-1], self.done):
+                self.fleet.step(actions[:, step % self.replay.capacity])
+            self.obs = self.fleet.obs
+            return
         for k, (seed, env) in enumerate(zip(self.seeds, self.envs, strict=True)):
             places = np.arange(self.starts[k][-1], self.done) % self.replay.capacity
             self.obs[k] = play_again(env, seed, len(self.starts[k]) - 1, actions[k, places])

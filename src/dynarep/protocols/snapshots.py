@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from dynarep.envs import Env, EnvError, Snapshot, Step
+from dynarep.envs.dial import Dial
 from dynarep.protocols import usable
 from dynarep.replay import Replay
-from dynarep.streams import integer
+from dynarep.streams import integer, stream
 
 OUTCOME = ("next_obs", "reward", "mask")
 
@@ -89,6 +90,38 @@ class Simulator:
                 for name, value in zip(OUTCOME, (step.obs, step.reward, not step.terminated), strict=True):
                     out[name][k, j] = value
         next_obs, reward, mask = (torch.from_numpy(out[name]) for name in OUTCOME)
+        return next_obs, reward, mask
+
+
+class ClosedForm:
+    """The same of a dial task: its observation holds the state, and what follows is a formula. Noise is drawn anew.
+
+    Args:
+        env: the run's task.
+        seeds: the run seeds, S of them.
+        replay: the transitions.
+    """
+
+    def __init__(self, env: Dial, seeds: Sequence[int], replay: Replay) -> None:
+        self.env, self.seeds, self.replay = env, list(seeds), replay
+        self._asked = 0, 0  # rows stored when it was last asked, and how often at that time
+
+    def keep(self, k: int, row: int, env: Env) -> None:
+        """Nothing needs to be kept."""
+
+    def simulate(self, indices: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Simulator.simulate`; the mask is 1, no episode of these tasks truly ends."""
+        dynamics, units = self.env.dynamics, self.env.units
+        stored = int(self.replay.sizes[0])
+        again = self._asked[1] + 1 if self._asked[0] == stored else 0
+        self._asked = stored, again
+        shape = (indices.shape[1], dynamics.noise_size)
+        noise = np.stack([stream(s, "true outcome", stored, again).standard_normal(shape) for s in self.seeds])
+        state = self.replay.rows(indices)["obs"].numpy().astype(np.float64) / units.obs
+        wanted = actions.numpy().astype(np.float64)
+        following, gained = dynamics.step(state, np.clip(np.nan_to_num(wanted), -1.0, 1.0), noise)
+        out = (units.obs * following, units.reward * gained, np.ones_like(gained))
+        next_obs, reward, mask = (torch.from_numpy(values.astype(np.float32)) for values in out)
         return next_obs, reward, mask
 
 

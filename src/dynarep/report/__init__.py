@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +19,18 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from dynarep import __version__, dag, plan, records
+from dynarep.configs import Config
 from dynarep.errors import UserError
 from dynarep.experiment import Experiment, Job, plain, span
 from dynarep.files import tier_file
-from dynarep.schema import TIERS, Claim, Group
+from dynarep.schema import Group
+from dynarep.statements import TIERS, Effect, RankClaim
 
 if TYPE_CHECKING:  # imports PyTorch
     from dynarep.claims import Verdict
 
 PAPERS = {"madtd": "MAD-TD", "ftfl": "FTFL", "beyond": "Beyond the papers"}
+DIALS = "Dial tasks: causes turned up and down"
 VERDICTS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "untested": "○"}
 
 
@@ -47,9 +50,10 @@ def build(
         UserError: unknown tier, or a figure that cannot be read.
     """
     read = _Reader(results)
-    claims = {claim.id: claim for e in experiments for claim in e.spec.claims if isinstance(claim, Claim)}
+    claims = {claim.id: claim for e in experiments for claim in e.spec.claims if isinstance(claim, Effect)}
     judged_first = sorted(verdicts, key=lambda v: v.verdict == "untested")
     sections = [_section(e, tier, {v.claim: v for v in verdicts}, read, figures) for e in experiments]
+    by_id = {section["spec"].id: section for section in sections}
     return _template().render(
         tier=tier,
         purpose=tier_file(tier).purpose,
@@ -57,8 +61,15 @@ def build(
         counts=Counter(v.verdict for v in verdicts),
         verdicts=verdicts,
         rows=[(v, f"{v.paper}_{v.experiment}", _strip(v, claims.get(v.claim))) for v in judged_first],
+        ranked={name: claim.contrast for name, claim in claims.items() if isinstance(claim, RankClaim)},
         keys={e.key for e in experiments},
         sections=sections,
+        dials_title=DIALS,
+        dials=[
+            (section, [(name, by_id.get(name)) for name in section["spec"].explains.beside])
+            for section in sections
+            if section["spec"].explains
+        ],
         made=_made(list(read.runs.values())),
         paper_name=PAPERS,
         symbol=VERDICTS,
@@ -122,7 +133,7 @@ def _sha256(text: str) -> str:
 # -- claims -------------------------------------------------------------------------------------------------------
 
 
-def _strip(verdict: Verdict, claim: Claim | None) -> dict[str, float] | None:
+def _strip(verdict: Verdict, claim: Effect | None) -> dict[str, float] | None:
     """Place estimate, interval, no effect and the negligible region on a strip 100 wide; None if there is none."""
     if claim is None:
         return None
@@ -192,7 +203,7 @@ def _section(
         arms.setdefault((job.variant, job.config.folder()), []).append(job)
     groups = [(name, [j for j in jobs if j.group == name]) for name in dict.fromkeys(job.group for job in jobs)]
     settings = [(arm, arm.environment | arm.agent | arm.protocol) for arm in spec.variants.values()]
-    set_by_arms = {key for _, own in settings for key in own}
+    set_by_arms = {key for _, own in settings for key in _flat(own)}
     settings = [(arm, ({"agent": arm.algorithm} if arm.algorithm else {}) | own) for arm, own in settings]
     path = figures / tier / spec.paper / f"{spec.id}.svg"
     return {
@@ -250,17 +261,36 @@ def _alt(experiment: Experiment, tier: str, jobs: Sequence[Job]) -> str:
     )
 
 
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those inside another one (dials) by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = value.model_dump() if isinstance(value, Config) else value
+        flat |= {f"{key}.{name}": x for name, x in _flat(inner).items()} if isinstance(inner, dict) else {key: value}
+    return flat
+
+
+def _fields(part: type[Config], before: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yield dotted name, default and its source of every setting, also of those inside another one."""
+    for key, info in part.model_fields.items():
+        if isinstance(info.default, Config):
+            yield from _fields(type(info.default), f"{before}{key}.")
+        else:
+            yield f"{before}{key}", info.default, info.description or ""
+
+
 def _changes(group: Group, tier: str, jobs: Sequence[Job], arms: set[str]) -> list[dict[str, Any]]:
     """Return the settings of a group's jobs that differ from the defaults, except `arms`, those that arms set."""
     budget = set(tier_file(tier).budget).union(*group.blocks(tier))
     rows: dict[tuple[str, str], dict[str, Any]] = {}  # agents that share a field share a row
     for job in jobs:
         for part in (job.config.environment, job.config.agent, job.config.protocol):
-            for key, info in type(part).model_fields.items():
-                default = plain(info.default)
-                row = {"key": key, "default": default, "source": info.description or "", "here": {}}
+            values = _flat(dict(part))
+            for key, standard, source in _fields(type(part)):
+                default = plain(standard)
+                row = {"key": key, "default": default, "source": source, "here": {}}
                 here = rows.setdefault((key, default), {**row, "by_tier": key in budget})["here"]
-                here.setdefault(plain(getattr(part, key)), {})[job.task] = None  # a dict: tasks once, in order
+                here.setdefault(plain(values[key]), {})[job.task] = None  # a dict: tasks once, in order
     changed = [
         r for r in rows.values() if r["key"] not in arms | {"suite", "task"} and set(r["here"]) != {r["default"]}
     ]
