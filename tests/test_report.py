@@ -197,7 +197,9 @@ def test_nothing_is_loaded_from_outside_the_file(build):
             if name in ("src", "srcset", "poster", "data", "xlink:href", "action", "background"):
                 assert name == "src", f"{tag} {name}"
                 assert (value or "").startswith("data:"), f"{tag} {name}={value[:60]}"
-            if name == "href":
+            if name == "href" and tag == "image":
+                assert value.startswith("data:"), value[:60]
+            elif name == "href":
                 assert (value or "").startswith("#"), value
             assert not name.startswith("on"), f"{tag} {name}: the policy would block it"
     loaded = "".join(page.raw["style"] + page.raw["script"])
@@ -349,17 +351,22 @@ def dials(new_home, experiments, figures):
 
 def drawn(image):
     """Return which figure an image is."""
-    return re.search('id="([^"]+)"', base64.b64decode(image["src"].partition("base64,")[2]).decode())[1]
+    uri = image.get("src") or image["href"]
+    return re.search('id="([^"]+)"', base64.b64decode(uri.partition("base64,")[2]).decode())[1]
 
 
 def test_a_dial_task_stands_beside_the_diagnostics_that_it_should_explain(build, dials, results):
     verdicts = claims.judge_all(dials, "smoke", results)
     text = build(experiments=dials, verdicts=verdicts)
     section = text[text.index('<section id="dials"') : text.index("<article")]
-    images = Page(section).all("img")
-    assert [drawn(image) for image in images] == ["beyond/Y1", "madtd/R1", "ftfl/C"]
-    assert all(image["alt"] for image in images)
-    words = Page(section).text
+    inner = Page(section)
+    assert [drawn(image) for image in inner.all("img")] == ["beyond/Y1"]
+    stored = {f"#{image['id']}": drawn(image) for image in inner.all("image")}
+    assert [stored[use["href"]] for use in inner.all("use")] == ["madtd/R1", "ftfl/C"]
+    shown = [svg for svg in inner.all("svg") if svg.get("role") == "img"]
+    assert [svg["aria-label"].split(" at ")[0] for svg in shown] == ["Figure R1", "Figure C"]
+    assert {(svg["viewbox"], svg["width"]) for svg in shown} == {("0 0 400 267", "400")}
+    words = inner.text
     assert report.DIALS in words
     assert (
         f"What was turned. The unit. What happened. It broke. What it says about the paper, and what not. "
@@ -378,8 +385,26 @@ def test_a_dial_task_stands_beside_the_diagnostics_that_it_should_explain(build,
     assert page.text.count(dials[2].spec.caption) == 1
 
 
+def test_a_figure_that_stands_beside_several_dial_tasks_is_stored_once(build, dials, new_home):
+    """Otherwise the page grows with every dial task by all of its neighbours."""
+    again = synthetic.trial(new_home, id="Y2", explains=EXPLAINS, claims=[])
+    page = Page(build(experiments=[*dials, again], verdicts=[]))
+    assert [drawn(image) for image in page.all("image")] == ["madtd/R1", "ftfl/C"]
+    assert len(page.all("use")) == 4
+    assert [drawn(image) for image in page.all("img")] == ["beyond/Y1", "ftfl/C", "madtd/R1"]
+
+
+def test_a_figure_that_does_not_say_its_size_still_stands_beside(build, dials, figures):
+    (figures / "smoke/madtd/R1.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><g id="sizeless"></g></svg>')
+    page = Page(build(experiments=dials, verdicts=[]))
+    assert [drawn(image) for image in page.all("img")].count("sizeless") == 2
+    assert len(page.all("use")) == 1
+
+
 def test_the_section_of_dial_tasks_is_as_sound_as_the_rest_of_the_page(build, dials, results):
-    page = Page(build(experiments=dials, verdicts=claims.judge_all(dials, "smoke", results)))
+    text = build(experiments=dials, verdicts=claims.judge_all(dials, "smoke", results))
+    test_nothing_is_loaded_from_outside_the_file(lambda: text)
+    page = Page(text)
     ids = Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes)
     assert max(ids.values()) == 1
     assert all(a["href"][1:] in ids for a in page.all("a"))

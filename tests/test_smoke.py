@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from conftest import CHECKOUT
-from dynarep.experiment import load_all
+from dynarep import dag, records
+from dynarep.configs import AgentConfig, ProtocolConfig, registry
+from dynarep.experiment import find, load_all
 
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "-s", str(CHECKOUT / "Snakefile")]
 SNAKEMAKE += ["--profile", str(CHECKOUT / "experiments/profiles/default")]
@@ -28,11 +32,13 @@ def snakemake(home: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.first
 def test_the_smoke_tier_runs_draws_judges_reports_and_repairs_itself(tmp_path):
     """One test, not several on a shared folder: two workers would each run the whole DAG."""
     (tmp_path / "experiments").symlink_to(CHECKOUT / "experiments")
     snakemake(tmp_path)
     everything_is_drawn_judged_and_reported(tmp_path)
+    every_protocol_records_the_metrics_that_it_declares(tmp_path)
     no_output_names_a_path_of_this_machine(tmp_path)
     assert "Nothing to be done" in snakemake(tmp_path)
     a_deleted_run_is_made_again_to_the_same_bytes(tmp_path)
@@ -50,16 +56,36 @@ def everything_is_drawn_judged_and_reported(home: Path) -> None:
     assert all(claim.id in page for e in load_all() for claim in e.spec.claims)
 
 
+def every_protocol_records_the_metrics_that_it_declares(home: Path) -> None:
+    """Files are checked against the declaration. What an agent does not have (SAC has no model), another one must."""
+    jobs = [job for experiment in load_all() for job in experiment.jobs("smoke")]
+    assert {job.config.agent.name for job in jobs} == set(registry(AgentConfig))
+    for name, protocol in registry(ProtocolConfig).items():
+        recorded = set()
+        for job in (job for job in jobs if job.config.protocol.name == name):
+            for seed, folder in zip(job.seeds, job.folders(), strict=True):
+                metrics = set(records.read(home / "results" / "runs" / folder, job.config, seed).columns["metric"])
+                assert metrics <= protocol.metrics, folder
+                recorded |= metrics
+        assert recorded == protocol.metrics, f"{name}: one too many; a claim on it would fail after the runs"
+
+
 def no_output_names_a_path_of_this_machine(home: Path) -> None:
     for path in (home / "results").rglob("*.json"):
         assert str(home) not in path.read_text(), path
 
 
 def a_deleted_run_is_made_again_to_the_same_bytes(home: Path) -> None:
-    victim = next(home.glob("results/runs/mad_td/walker-walk/frozen-utd16-alpha0-*/seed=1/metrics.csv"))
+    """One of the process that should be the shortest: Snakemake makes everything again that a process leaves."""
+    experiments, jobs = dag.load("smoke")
+    job = min(dag.bundles(jobs), key=lambda bundle: dag.priority(bundle.jobs)).jobs[-1]
+    target = find(experiments, job.experiment).key
+    victim = home / "results" / "runs" / job.folders()[1] / "metrics.csv"
     before = victim.read_bytes()
     victim.unlink()
-    again = snakemake(home, "--dry-run", "madtd_R1")
-    assert "train_" in again, "a deleted run is not missed"
-    snakemake(home)
+    for what in ([], [target]):
+        planned = snakemake(home, "--dry-run", *what)
+        assert "train_" in planned, "a deleted run is not missed"
+        assert "draw_" in planned, "a figure of a deleted run is not drawn again"
+    snakemake(home, str(victim.relative_to(home)))
     assert victim.read_bytes() == before

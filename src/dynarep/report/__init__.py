@@ -54,6 +54,12 @@ def build(
     judged_first = sorted(verdicts, key=lambda v: v.verdict == "untested")
     sections = [_section(e, tier, {v.claim: v for v in verdicts}, read, figures) for e in experiments]
     by_id = {section["spec"].id: section for section in sections}
+    dials = [
+        (section, [(name, by_id.get(name)) for name in section["spec"].explains.beside])
+        for section in sections
+        if section["spec"].explains
+    ]
+    beside = {name: other for _, others in dials for name, other in others if other and other["image"]}
     return _template().render(
         tier=tier,
         purpose=tier_file(tier).purpose,
@@ -65,11 +71,8 @@ def build(
         keys={e.key for e in experiments},
         sections=sections,
         dials_title=DIALS,
-        dials=[
-            (section, [(name, by_id.get(name)) for name in section["spec"].explains.beside])
-            for section in sections
-            if section["spec"].explains
-        ],
+        dials=dials,
+        shared=[other for other in beside.values() if other["image"]["height"]],
         made=_made(list(read.runs.values())),
         paper_name=PAPERS,
         symbol=VERDICTS,
@@ -233,17 +236,19 @@ def _section(
 
 
 def _image(path: Path) -> dict[str, Any] | None:
-    """Return a figure as a data URI (so that identifiers cannot clash) and its width in CSS pixels, if it says."""
+    """Return a figure as a data URI (so that identifiers cannot clash) and its size in CSS pixels, if it says."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
-    width = re.search(rb'<svg[^>]*\swidth="([0-9.]+)pt"', data)
+    found = [re.search(rb'<svg[^>]*\s%s="([0-9.]+)pt"' % side, data) for side in (b"width", b"height")]
+    width, height = (round(float(side[1]) * 4 / 3) if side else None for side in found)
     return {
         "uri": f"data:image/svg+xml;base64,{base64.b64encode(data).decode()}",
-        "width": round(float(width[1]) * 4 / 3) if width else None,
+        "width": width,
+        "height": height if width else None,
     }
 
 
