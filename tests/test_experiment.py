@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 import paired
 import synthetic
-from dynarep import cli, records, run
+from dynarep import cli
 from dynarep.configs import AgentConfig, Config, Dials, EnvironmentConfig, PartConfig, ProtocolConfig, registry
 from dynarep.envs import split_task
 from dynarep.errors import UserError
-from dynarep.experiment import Experiment, Job, RunConfig, _blocks, distinct, identity, load, load_all, span
+from dynarep.experiment import Experiment, RunConfig, _blocks, distinct, identity, load, load_all, span
 from dynarep.schema import budget_model
 from dynarep.statements import RankClaim
 from synthetic import TRIAL
@@ -465,47 +465,3 @@ def test_the_two_sides_of_a_claim_have_the_same_tasks_and_seeds(file, name, tier
         sides.append([(job.task, seed) for job in jobs for seed in job.seeds])
         assert len(set(sides[-1])) == len(sides[-1]) >= 2, "one seed gives no interval, a seed twice a false one"
     assert all(side == sides[0] for side in sides)
-
-
-# -- what a run records -------------------------------------------------------------------------------------------
-
-SMOKE = [job for file in FILES for job in read(file).jobs("smoke")]
-
-
-def kind(job: Job) -> tuple[object, ...]:
-    """What decides which metrics a run has: protocol, agent, what it learns, what is measured, a suite with success."""
-    agent, protocol = job.config.agent, job.config.protocol
-    learns = getattr(agent, "learns_a_model", lambda: not getattr(agent, "model_free", True))()
-    measured = [bool(getattr(protocol, name, 0)) for name in ("held_out", "sharpness_rows", "eval_episodes")]
-    rollouts = getattr(agent, "rollouts", getattr(agent, "model_data", ""))
-    return protocol.name, agent.name, learns, rollouts, job.config.environment.suite == "metaworld", *measured
-
-
-KINDS = list({kind(job): job for job in reversed(SMOKE)}.values())
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the smoke tier of every kind; all of them are run by test_smoke.py."""
-    results = tmp_path_factory.mktemp("smoke")
-    for job in KINDS:
-        assert run.train(job, results) == list(job.seeds)
-    return results
-
-
-@pytest.mark.parametrize("protocol", sorted({job.config.protocol.name for job in SMOKE}))
-def test_a_protocol_records_the_metrics_that_it_declares(protocol, trained):
-    """Files are checked against the declaration. What an agent does not have (SAC has no model), another one must."""
-    recorded, declared = set(), registry(ProtocolConfig)[protocol].metrics
-    for job in (job for job in KINDS if job.config.protocol.name == protocol):
-        for seed, folder in zip(job.seeds, job.folders(), strict=True):
-            record = records.read(trained / folder, job.config, seed)
-            recorded |= set(record.columns["metric"])
-            assert set(record.columns["metric"]) <= declared, folder
-    assert recorded == declared, "one too many: a claim on it would fail after the runs"
-
-
-def test_every_protocol_is_run_at_the_smoke_tier():
-    """One that is not would be declared, but never checked."""
-    assert {job.config.protocol.name for job in SMOKE} == set(registry(ProtocolConfig))
-    assert {job.config.agent.name for job in SMOKE} == set(registry(AgentConfig))
