@@ -224,7 +224,8 @@ def test_a_run_records_what_is_declared_and_nothing_else():
     }
     inside = {name for name in LATENT_METRICS if not name.startswith("sharp/")}
     apart = {"td_l2", "td_rms", "td_ce", "q", "model_reward_rms", "model_latent_ce"}
-    returns = {"eval/return", "eval/length", "train/return", "return/final", "return/area", "return/random", "diverged"}
+    returns = {"eval/return", "eval/length", "train/return", "return/random", "diverged"}
+    returns |= {"return/final", "return/area", "return/area_learning"}
     always = returns | {"drawdown/mean", "drawdown/max", "critic/over_early", "replay/reward"} | RETURN_METRICS
     assert recorded["utd-1"] == always | LATENT_METRICS
     always -= {"critic/q_over_ceiling"}  # rewards of Gymnasium's tasks have no bound
