@@ -268,16 +268,8 @@ def _ranked(verdict: Verdict, experiment: Experiment, claim: RankClaim, results:
         estimate = pairing.rank(points, contrast.predictor, contrast.outcome)
     except ValueError as error:  # no order, or a geometric average of what is not positive
         return replace(verdict, verdict="inconclusive", n=len(settings), reason=str(error))
-    verdict = replace(
-        verdict,
-        estimate=estimate.point,
-        low=estimate.low,
-        high=estimate.high,
-        bootstrap=(estimate.boot_low, estimate.boot_high),
-        p=estimate.p,
-        n=estimate.n,
-        settings={label: (*x, *y) for label, (x, y) in zip(settings, points, strict=True)},
-    )
+    shown: dict[str, tuple[float, ...]] = {label: (*x, *y) for label, (x, y) in zip(settings, points, strict=True)}
+    verdict = replace(_estimated(verdict, estimate, estimate.p), settings=shown)
     return _decide(verdict, claim, estimate, estimate.p)
 
 
@@ -300,7 +292,13 @@ def _compare(verdict: Verdict, claim: Claim, of: Arm, to: Arm | None) -> Verdict
         bounds = claim.negligible()
         p = max(_estimate(claim, of, to, everything, bound).p for bound in bounds)
         p = p if bounds[0] < estimate.point < bounds[1] else 1.0
-    verdict = replace(
+    shown = {task: (e.point, e.low, e.high) for task, e in per_task.items()}
+    return _decide(replace(_estimated(verdict, estimate, p), per_task=shown), claim, estimate, p)
+
+
+def _estimated(verdict: Verdict, estimate: stats.Estimate, p: float) -> Verdict:
+    """Note an estimate and the p-value that is judged."""
+    return replace(
         verdict,
         estimate=estimate.point,
         low=estimate.low,
@@ -308,9 +306,7 @@ def _compare(verdict: Verdict, claim: Claim, of: Arm, to: Arm | None) -> Verdict
         bootstrap=(estimate.boot_low, estimate.boot_high),
         p=p,
         n=estimate.n,
-        per_task={task: (e.point, e.low, e.high) for task, e in per_task.items()},
     )
-    return _decide(verdict, claim, estimate, p)
 
 
 def _agree(verdict: Verdict, claim: AgreementClaim, of: Arm) -> Verdict:
