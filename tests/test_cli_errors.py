@@ -176,7 +176,7 @@ def _one_finished_run(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Train seed 0 of R1's first arm at the smoke tier, once."""
     checkout = Path(__file__).resolve().parents[1]
     r1 = experiment.load(checkout / "experiments" / R1)
-    job = cli.find_job(r1, "utd16_zero", "walker-walk", "0", "smoke", None)
+    job = cli.train.find_job(r1, "utd16_zero", "walker-walk", "0", "smoke", None)
     FINISHED[:] = [tmp_path_factory.mktemp("finished")]
     run.train(job, FINISHED[0])
 

@@ -230,7 +230,7 @@ def test_every_seed_is_in_one_block(first, count, size):
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=20, unique=True))
 def test_seeds_written_for_people_are_read_back(seeds):
     """The DAG passes them to the command line this way."""
-    assert cli.parse_seeds(span(seeds)) == tuple(seeds)
+    assert cli.train.parse_seeds(span(seeds)) == tuple(seeds)
 
 
 @pytest.mark.parametrize(
