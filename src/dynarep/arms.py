@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Arm:
     diverged: int
     code: set[tuple[str, str, str]]  # agent, fingerprint, lock
     seeds: dict[str, list[int]] = field(default_factory=dict)  # task -> those of its row
+    rules: list[Mapping[str, str] | None] = field(default_factory=list)  # each run's claims, None if not recorded
 
     def runs(self) -> dict[str, dict[int, float]]:
         """Return task -> seed -> value."""
@@ -57,6 +58,8 @@ def read(jobs: Sequence[Job], side: Measured, results: Path) -> Arm:
             arm.folders.append(str(folder))
             code = record.manifest["code"]["fingerprint"]
             arm.code.add((job.config.agent.name, code, record.manifest["lock"]))
+            said = record.manifest.get("claims")
+            arm.rules.append(said if isinstance(said, dict) else None)
     if absent:
         found = len(arm.folders)
         raise MissingRunsError(f"{found} of {found + len(absent)} runs of '{side.variant}' are there. {absent[0]}")

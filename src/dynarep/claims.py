@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from dynarep import arms, fingerprint, pairing, published, stats
+from dynarep import arms, fingerprint, pairing, published, registration, stats
 from dynarep.arms import Arm
 from dynarep.experiment import Experiment, Job
 from dynarep.files import checkout
@@ -51,7 +51,8 @@ class Verdict:
     Of an agreement `estimate` is the share of tasks that agree, `low` to `high` what the undecided ones leave open.
     `per_task` is ours: the contrast, or of an agreement the level; `theirs` is what `theirs_label` names. `rule` says
     in words when tasks agree. Of ranks `n` and `planned` count settings, and `settings` has each one's predictor and
-    outcome, with their intervals.
+    outcome, with their intervals. `registered` says whether the rule was in force when the runs were made: yes, no (it
+    is younger than a run, or has changed since) or unknown (a run does not say); empty if none was read.
     """
 
     claim: str
@@ -87,6 +88,7 @@ class Verdict:
     runs: list[str] = field(default_factory=list)
     diverged: int = 0
     stale: bool = False
+    registered: str = ""
 
     @property
     def sample(self) -> str:
@@ -202,7 +204,7 @@ def _measure(verdict: Verdict, experiment: Experiment, claim: Judged, results: P
         sides = [arms.read(jobs, side, results) for side in claim.sides]
     except arms.MissingRunsError as missing:
         return replace(verdict, reason=str(missing))
-    verdict, believed = _believed(verdict, jobs, sides)
+    verdict, believed = _believed(verdict, registration.rule(experiment, claim), jobs, sides)
     if not believed:
         return verdict
     if isinstance(claim, AgreementClaim):
@@ -216,7 +218,7 @@ def _measure(verdict: Verdict, experiment: Experiment, claim: Judged, results: P
     return _compare(verdict, claim, sides[0], sides[1] if len(sides) > 1 else None)
 
 
-def _believed(verdict: Verdict, jobs: Sequence[Job], sides: Sequence[Arm]) -> tuple[Verdict, bool]:
+def _believed(verdict: Verdict, rule: str, jobs: Sequence[Job], sides: Sequence[Arm]) -> tuple[Verdict, bool]:
     """Note which runs a verdict rests on, and whether they were made by one code and have values to judge."""
     code = set().union(*(side.code for side in sides))
     parts = {(job.config.agent.name, fingerprint.of_parts(job.config.agent, job.config.protocol)) for job in jobs}
@@ -225,6 +227,7 @@ def _believed(verdict: Verdict, jobs: Sequence[Job], sides: Sequence[Arm]) -> tu
         runs=list(dict.fromkeys(folder for side in sides for folder in side.folders)),
         diverged=sum(side.diverged for side in sides),
         stale=code != {(*part, fingerprint.of_lock(checkout())) for part in parts},
+        registered=registration.state(rule, verdict.claim, [rules for side in sides for rules in side.rules]),
     )
     if len(code) > len(parts) or len({lock for _, _, lock in code}) > 1:
         return replace(verdict, reason="its runs were made by different versions of the code or packages"), False
@@ -260,7 +263,7 @@ def _ranked(verdict: Verdict, experiment: Experiment, claim: RankClaim, results:
         count = f"{len(settings)} of {len(experiment.spec.pairs)} settings have all their runs"
         return replace(verdict, n=len(settings), reason=f"{count}. {missing[0]}")
     jobs = [job for jobs in by_pair.values() for job in jobs]
-    verdict, believed = _believed(verdict, jobs, list(sides.values()))
+    verdict, believed = _believed(verdict, registration.rule(experiment, claim), jobs, list(sides.values()))
     if not believed:
         return verdict
     try:

@@ -11,13 +11,14 @@ When a checkpoint is written changes nothing in the numbers: protocols continue 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,7 +67,13 @@ def pending(job: Job, results: Path, redo: bool = False) -> list[int]:
     return todo
 
 
-def train(job: Job, results: Path, report: Report | None = None, redo: bool = False) -> list[int]:
+def train(
+    job: Job,
+    results: Path,
+    report: Report | None = None,
+    redo: bool = False,
+    rules: Mapping[str, str] | None = None,
+) -> list[int]:
     """Train what is missing of a job and write its records.
 
     Args:
@@ -74,6 +81,7 @@ def train(job: Job, results: Path, report: Report | None = None, redo: bool = Fa
         results: the folder of runs.
         report: called with units done, units in all and current numbers.
         redo: replace runs that exist.
+        rules: of the claims that rest on these runs, see `registration`; noted in the manifests.
 
     Returns:
         The seeds trained now; empty if all were there.
@@ -89,14 +97,14 @@ def train(job: Job, results: Path, report: Report | None = None, redo: bool = Fa
     with _only_one(folder / f".seeds={span(job.seeds)}.lock", depth=len(job.config.folder().parts)):
         todo = pending(job, results, redo)
         if todo:
-            _train(job, results, todo, report or (lambda done, total, now: None))
+            _train(job, results, todo, report or (lambda done, total, now: None), rules)
     return todo
 
 
-def _train(job: Job, results: Path, seeds: list[int], report: Report) -> None:
+def _train(job: Job, results: Path, seeds: list[int], report: Report, rules: Mapping[str, str] | None) -> None:
     process.settle()
     torch.use_deterministic_algorithms(True)
-    started, cpu = time.perf_counter(), time.process_time()
+    begun_at, started, cpu = _now(), time.perf_counter(), time.process_time()
     with cached_in(results / ".transitions"):  # arms of one task start from the same random transitions
         protocol = _build(job, seeds)
     checkpoint = results / job.config.folder() / f".seeds={span(seeds)}.checkpoint"
@@ -109,7 +117,8 @@ def _train(job: Job, results: Path, seeds: list[int], report: Report) -> None:
             stopping, begun = bool(stop), time.monotonic()
             if protocol.done < protocol.total and (stopping or begun > due):
                 spent = {"wall_s": time.perf_counter() - started, "cpu_s": time.process_time() - cpu}
-                _save(protocol, job, seeds, checkpoint, [*history, {"stopped_at": protocol.done, **spent}])
+                when = {"started": begun_at, "at": _now()}
+                _save(protocol, job, seeds, checkpoint, [*history, {"stopped_at": protocol.done, **spent, **when}])
                 saved = time.monotonic()
                 due = saved + max(CHECKPOINT_SECONDS, SAVES_APART * (saved - begun))
                 if stopping:
@@ -122,9 +131,12 @@ def _train(job: Job, results: Path, seeds: list[int], report: Report) -> None:
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "seeds_in_job": len(seeds),
     }
-    for index, seed in enumerate(seeds):
-        folder = results / job.config.folder() / f"seed={seed}"
-        records.write(folder, protocol.metrics.csv(index), _manifest(job, seed, cost, history))
+    made = _manifest(job, cost, history, begun_at) | ({} if rules is None else {"claims": dict(rules)})
+    metrics = {seed: protocol.metrics.csv(index) for index, seed in enumerate(seeds)}
+    # Every seed's manifest vouches for the others: none can be changed alone.
+    made["block"] = {str(seed): hashlib.sha256(text.encode()).hexdigest() for seed, text in metrics.items()}
+    for seed, text in metrics.items():
+        records.write(results / job.config.folder() / f"seed={seed}", text, {**made, "seed": seed})
     checkpoint.unlink(missing_ok=True)
 
 
@@ -134,12 +146,17 @@ def _build(job: Job, seeds: list[int]) -> Protocol:
     return protocol(job.config.environment, job.config.agent, job.config.protocol, seeds)
 
 
-def _manifest(job: Job, seed: int, cost: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _manifest(job: Job, cost: dict[str, Any], history: list[dict[str, Any]], started: str) -> dict[str, Any]:
+    """Return what the manifests of a job's seeds have in common."""
     parts = (job.config.agent, job.config.protocol)
     return {
         "dynarep": __version__,
         "identity": job.config.identity(),
-        "seed": seed,
+        "seed": None,
         "config": job.config.content(),
         "made_for": {"experiment": job.experiment, "variant": job.variant, "task": job.task, "tier": job.tier},
         "streams": "PCG64(SeedSequence(seed, spawn_key=sha256(purpose)[:16]))",
@@ -155,7 +172,8 @@ def _manifest(job: Job, seed: int, cost: dict[str, Any], history: list[dict[str,
         },
         "cost": cost,
         "resumed": history,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": started,
+        "written": _now(),
     }
 
 

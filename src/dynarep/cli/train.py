@@ -84,13 +84,15 @@ def train(
 ) -> None:
     """Train a job by hand, a block of seeds of one variant on one task, or several. The DAG calls the same command."""
     jobs = chosen_jobs({"experiment": experiment, "variant": variant, "task": task, "seeds": seeds}, tier, runs, job)
-    from dynarep import run  # PyTorch
+    from dynarep import registration, run  # PyTorch
+
+    rules = registration.registered(load_all())
 
     for each in jobs:
         name = f"{each.experiment} {each.variant} {each.task} seeds {span(each.seeds)}"
         try:
             with progress(name, each.config.protocol.name) as report:
-                trained = run.train(each, results_folder(results), report, redo)
+                trained = run.train(each, results_folder(results), report, redo, rules.get(each.config.identity(), {}))
         except run.StoppedError as stopped:
             print(f"\n{name}: {stopped}", file=sys.stderr)
             raise SystemExit(130) from None
