@@ -25,16 +25,23 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dynarep import manifests, untrusted
 from dynarep.errors import UserError
 from dynarep.experiment import RunConfig, identity
 
 METRICS, MANIFEST = "metrics.csv", "manifest.json"
+DEPTH = 4  # of a run's folder below the folder of runs
 COLUMNS = ["agent_step", "frame", "update", "metric", "value"]
+LONGEST = 100  # characters of a cell: an array of text is as wide as its widest one
 VERSIONED = ("torch", "numpy", "scipy", "mujoco", "dm-control", "gymnasium", "metaworld", "pandas", "snakemake")
 
 
 class RecordError(UserError):
-    """A run folder that cannot be believed; the message says why."""
+    """A run folder that cannot be believed; the message says why, `kind` in a word of `audit.KINDS`."""
+
+    def __init__(self, message: str, kind: str = "malformed") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @contextmanager
@@ -110,11 +117,12 @@ def write(folder: Path, metrics: str, manifest: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path, config: RunConfig, seed: int) -> RunRecord:
-    """Read one run and check that it is what its place says.
+    """Read one run and check that it is what its place says. It may come from anybody (`untrusted`).
 
     Raises:
-        RecordError: no run there, one that did not finish, metrics that do not match the manifest's hash, or a
-            manifest whose configuration is not `config` or does not hash to its own identity.
+        RecordError: no run there, one that did not finish, metrics that do not match the manifest's hash, a manifest
+            whose configuration is not `config` or does not hash to its own identity; or what nobody's run is: a link
+            in place of the file or one of its folders, a huge or malformed file, other files named in the manifest.
     """
     manifest = _manifest(folder)
     wrong = None
@@ -125,18 +133,41 @@ def read(folder: Path, config: RunConfig, seed: int) -> RunRecord:
     elif manifest["seed"] != seed:
         wrong = f"it is seed {manifest['seed']}, expected {seed}"
     if wrong:
-        raise RecordError(f"{folder / MANIFEST}: {wrong}. Move the folder away and run the same command again.")
+        again = "Move the folder away and run the same command again."
+        raise RecordError(f"{folder / MANIFEST}: {wrong}. {again}", "identity")
     try:
-        data = (folder / METRICS).read_bytes()
-    except OSError as error:
-        raise RecordError(f"{folder / METRICS}: cannot be read: {error.strerror}. {_again(folder)}") from None
+        data = untrusted.read_bytes(folder / METRICS, untrusted.METRICS_BYTES)
+    except FileNotFoundError:
+        raise RecordError(f"{folder / METRICS}: cannot be read: it is missing. {_again(folder)}", "missing") from None
+    except untrusted.UntrustedError as error:
+        raise RecordError(f"{folder / METRICS}: {error}. {_again(folder)}", error.kind) from None
     stated = manifest["files"][METRICS]
     if len(data) != stated["bytes"] or hashlib.sha256(data).hexdigest() != stated["sha256"]:
-        raise RecordError(f"{folder / METRICS}: was altered: it does not match the manifest's hash. {_again(folder)}")
-    rows = list(csv.reader(io.StringIO(data.decode())))
-    columns = dict(zip(rows[0], map(np.array, zip(*rows[1:], strict=True)), strict=True))
-    typed = {name: columns[name] if name == "metric" else columns[name].astype(np.float64) for name in COLUMNS}
-    return RunRecord(folder, seed, manifest, typed)
+        raise RecordError(
+            f"{folder / METRICS}: was altered: it does not match the manifest's hash. {_again(folder)}", "hash"
+        )
+    try:
+        columns = _columns(data)
+    except (ValueError, csv.Error) as error:
+        raise RecordError(f"{folder / METRICS}: is not a table of metrics: {error}. {_again(folder)}") from None
+    if stated.get("rows", len(columns["value"])) != len(columns["value"]):
+        rows = f"{len(columns['value'])} rows, the manifest says {stated['rows']}"
+        raise RecordError(f"{folder / METRICS}: was altered: {rows}. {_again(folder)}", "hash")
+    return RunRecord(folder, seed, manifest, columns)
+
+
+def _columns(data: bytes) -> dict[str, np.ndarray]:
+    """Parse metrics.csv; ValueError or csv.Error for anything but a table of numbers, and names of metrics."""
+    header, *rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True)) or [[]]
+    if header != COLUMNS:
+        raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+    if not rows:
+        raise ValueError("it has no rows")
+    for line, row in enumerate(rows, 2):
+        if len(row) != len(COLUMNS) or max(map(len, row)) > LONGEST:
+            raise ValueError(f"line {line} is not {len(COLUMNS)} cells of at most {LONGEST} characters")
+    columns = dict(zip(COLUMNS, map(np.array, zip(*rows, strict=True)), strict=True))
+    return {name: found if name == "metric" else found.astype(np.float64) for name, found in columns.items()}
 
 
 def _again(folder: Path) -> str:
@@ -146,29 +177,25 @@ def _again(folder: Path) -> str:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
-        parts = [manifest[key] for key in ("config", "identity", "seed", "code", "lock", "files")]
-        assert isinstance(parts[0], dict)
-        assert isinstance(parts[1], str)
-        assert isinstance(manifest["code"]["fingerprint"], str)
-        assert isinstance(manifest["files"][METRICS]["sha256"], str)
-        assert isinstance(manifest["files"][METRICS]["bytes"], int)
-        identity(parts[0])  # refuses NaN
+        if link := untrusted.linked(folder, DEPTH):
+            raise untrusted.UntrustedError("link", f"{link} is a link; it is not followed")
+        content = untrusted.parse_json(untrusted.read_bytes(path, untrusted.MANIFEST_BYTES))
+        manifests.check(content, METRICS)
     except FileNotFoundError:
         raise RecordError(
-            f"{folder}: no finished run here. Type `make reproduce`, or `dynarep train` for one job."
+            f"{folder}: no finished run here. Type `make reproduce`, or `dynarep train` for one job.", "missing"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AssertionError):
-        raise RecordError(f"{path}: is not a manifest of dynarep. {_again(folder)}") from None
-    return dict(manifest)
+    except untrusted.UntrustedError as error:
+        raise RecordError(f"{path}: is not a manifest of dynarep: {error}. {_again(folder)}", error.kind) from None
+    return dict(content)
 
 
 def made_by(folder: Path) -> tuple[str, str] | None:
     """Return the code fingerprint and lock hash of a finished run; None if there is none. RecordError if unreadable."""
-    if not (folder / MANIFEST).exists():
+    if not os.path.lexists(folder / MANIFEST):
         return None
-    manifest = _manifest(folder)
-    return manifest["code"]["fingerprint"], manifest["lock"]
+    found = _manifest(folder)
+    return found["code"]["fingerprint"], found["lock"]
 
 
 # -- provenance ---------------------------------------------------------------------------------------------------
