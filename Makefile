@@ -1,13 +1,16 @@
 TIER ?= ci
+# runs: make them; reference: show the committed ones
+FROM ?= runs
+SHOWN = $(if $(filter reference,$(FROM)),--from reference)
 PYTHON ?= python3.11
 BIN := .venv/bin
 
 .PHONY: reproduce test test-slow plan report bench clean
 
 reproduce: .venv/ready ## set up, run the tier, print claims and where everything is
-	@$(BIN)/dynarep plan --tier $(TIER)
-	@$(BIN)/snakemake --profile experiments/profiles/default --config tier=$(TIER)
-	@$(BIN)/dynarep claims --tier $(TIER) || true # a verdict is a result, not a failure; .ci/run asks for the exit code
+	@$(if $(SHOWN),true,$(BIN)/dynarep plan --tier $(TIER))
+	@$(BIN)/snakemake --profile experiments/profiles/default --config tier=$(TIER) from=$(FROM)
+	@$(BIN)/dynarep claims --tier $(TIER) $(SHOWN) || true # a verdict is a result, not a failure; .ci/run asks for the exit code
 
 test: .venv/ready ## the tests, a few minutes
 	$(BIN)/pytest -n 2 --dist worksteal
@@ -19,7 +22,7 @@ plan: .venv/ready ## what the tier would run and cost
 	$(BIN)/dynarep plan --tier $(TIER)
 
 report: .venv/ready ## write the page again
-	$(BIN)/dynarep report --tier $(TIER)
+	$(BIN)/dynarep report --tier $(TIER) $(SHOWN)
 
 bench: .venv/ready ## how close the updates come to the machine's matrix-multiply rate
 	$(BIN)/dynarep bench

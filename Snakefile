@@ -1,35 +1,57 @@
-# train -> figure -> claims -> report.   snakemake --cores 2 madtd_R1 | ftfl_C | figures | report  [--config tier=ci]
+# train -> figure -> claims -> report.   snakemake --cores 2 madtd_R1 | ftfl_C | figures | report
+#   [--config tier=ci]    the budget    [--config from=reference]    committed runs instead of training
 import os
 import sys
+from functools import partial
+from pathlib import Path
 from snakemake.utils import min_version
 
 min_version("9.27")
 path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # jobs run in Snakemake's environment
 os.environ.update(PATH=path, DYNAREP_HOME=os.getcwd(), OMP_NUM_THREADS="1")
 
-from dynarep import dag
+from dynarep import dag, scheduler
+from dynarep.errors import UserError
 
-TIER = config.get("tier", "ci")
-EXPERIMENTS, JOBS = dag.load(TIER)
+TIER, FROM = config.get("tier", "ci"), config.get(
+    "from", "runs"
+)  # from=reference: committed runs, none are made
+if workflow.is_main_process:
+    TURN = scheduler.Turn(Path.cwd())
+
+try:
+    EXPERIMENTS, JOBS = dag.load(TIER, FROM)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+run_files = partial(dag.run_files, source=FROM)
+SHOWN = "--from reference" if FROM == "reference" else ""
 FIGURES = [file for e in EXPERIMENTS for file in dag.figure_files(e, TIER)]
+
+
+onstart:
+    if workflow.is_main_process:
+        try:
+            TURN.take(here=workflow.local_exec)
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
 
 
 rule all:
     default_target: True
     input:
         f"results/runs/report/{TIER}.html",
-        dag.run_files(JOBS),  # asked for by name, because a deleted run is not missed where its figure exists
+        run_files(JOBS),  # asked for by name, because a deleted run is not missed where its figure exists
 
 
 # One rule per process: how many files it has differs. Checkpoints lie beside the outputs, undeclared, because Snakemake
 # deletes declared outputs before a job starts. Shell commands are formatted late: what differs goes through params.
-for bundle in dag.bundles(JOBS):
+for bundle in dag.bundles(JOBS) if FROM == "runs" else []:
 
     rule:
         name:
             bundle.name
         output:
-            dag.run_files(bundle.jobs),
+            run_files(bundle.jobs),
         log:
             f"results/runs/log/{bundle.name}.log",
         priority: dag.priority(bundle.jobs)
@@ -47,7 +69,7 @@ for experiment in EXPERIMENTS:
             experiment.key
         input:
             dag.figure_files(experiment, TIER),
-            dag.run_files(experiment.jobs(TIER)),
+            run_files(experiment.jobs(TIER)),
 
 
 for together in dag.drawings(EXPERIMENTS, TIER):
@@ -56,7 +78,7 @@ for together in dag.drawings(EXPERIMENTS, TIER):
         name:
             "_".join(["draw", *(e.key for e in together)])
         input:
-            [dag.run_files(e.jobs(TIER)) for e in together],
+            [run_files(e.jobs(TIER)) for e in together],
             [dag.sources(e) for e in together],
         output:
             [file for e in together for file in dag.figure_files(e, TIER)],
@@ -65,8 +87,9 @@ for together in dag.drawings(EXPERIMENTS, TIER):
         params:
             what=" ".join(e.key for e in together),
             code=dag.code("figures"),
+            source=SHOWN,
         shell:
-            "python -m dynarep figure --experiment {params.what} --tier {TIER} >{log} 2>&1"
+            "python -m dynarep figure --experiment {params.what} --tier {TIER} {params.source} >{log} 2>&1"
 
 
 rule figures:
@@ -76,7 +99,7 @@ rule figures:
 
 rule claims:
     input:
-        dag.run_files(JOBS),
+        run_files(JOBS),
         [dag.sources(e) for e in EXPERIMENTS],
     output:
         f"results/runs/claims/{TIER}.json",
@@ -84,8 +107,9 @@ rule claims:
         f"results/runs/log/claims_{TIER}.log",
     params:
         code=dag.code("claims"),
+        source=SHOWN,
     shell:
-        "python -m dynarep claims --tier {TIER} --out {output} >{log} 2>&1"
+        "python -m dynarep claims --tier {TIER} {params.source} --out {output} >{log} 2>&1"
 
 
 rule report:
@@ -98,5 +122,6 @@ rule report:
         f"results/runs/log/report_{TIER}.log",
     params:
         code=dag.code("report"),
+        source=SHOWN,
     shell:
-        "python -m dynarep report --tier {TIER} >{log} 2>&1"
+        "python -m dynarep report --tier {TIER} {params.source} >{log} 2>&1"

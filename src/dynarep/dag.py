@@ -9,18 +9,49 @@ from typing import NamedTuple
 
 from dynarep import fingerprint, plan, published
 from dynarep.configs import AgentConfig, ProtocolConfig, registry
+from dynarep.errors import UserError, unknown
 from dynarep.experiment import Experiment, Job, distinct, load_all, span
 from dynarep.files import checkout, home, tier_file, tier_in
+from dynarep.records import MANIFEST, METRICS
+from dynarep.schema import TIERS
 
-RUNS = Path("results", "runs")
+RESULTS = Path("results")
+SOURCES = ("runs", "reference")  # below results: what this machine makes, and what is committed
 FORMATS = ("csv", "svg", "pdf", "png")
 
 
-def load(tier: str) -> tuple[list[Experiment], list[Job]]:
-    """Return the experiments that have runs at a tier, and their jobs, each once. UserError for bad files."""
+def load(tier: str, source: str = "runs") -> tuple[list[Experiment], list[Job]]:
+    """Return the experiments that have runs at a tier, and their jobs, each once.
+
+    Of the reference, whose runs nobody makes, the experiments that have some there and those that need none.
+
+    Raises:
+        UserError: bad files, an unknown source, a reference without a run of this tier.
+    """
     tier_file(tier)
-    experiments = [experiment for experiment in load_all() if tier in experiment.tiers()]
+    if source not in SOURCES:
+        raise unknown("source of runs", source, SOURCES, "Write e.g. --config from=reference.")
+    everything = load_all()
+    experiments = [experiment for experiment in everything if tier in experiment.tiers()]
+    if source == "reference":
+        there = {name: _those_there(everything, name) for name in TIERS}
+        experiments = there[tier]
+        if not any(experiment.jobs(tier) for experiment in experiments):
+            tiers = [name for name, found in there.items() if any(experiment.jobs(name) for experiment in found)]
+            raise UserError(
+                f"{home() / RESULTS / source}: holds no runs of tier '{tier}', but of: {', '.join(tiers) or 'none'}. "
+                "Name such a tier, or leave out from=reference to make the runs."
+            )
     return experiments, distinct([job for experiment in experiments for job in experiment.jobs(tier)])
+
+
+def _those_there(experiments: Iterable[Experiment], tier: str) -> list[Experiment]:
+    """Return the experiments of a tier that have committed runs, or need none."""
+    return [
+        experiment
+        for experiment in experiments
+        if tier in experiment.tiers() and (not experiment.jobs(tier) or run_files(experiment.jobs(tier), "reference"))
+    ]
 
 
 class Bundle(NamedTuple):
@@ -74,10 +105,11 @@ def arguments(jobs: Sequence[Job]) -> str:
     return f"--tier {jobs[0].tier} " + " ".join(f"--job {place}" for place in places)
 
 
-def run_files(jobs: Iterable[Job]) -> list[str]:
-    """Return the files that jobs leave behind, relative to home."""
-    folders = [RUNS / folder for job in jobs for folder in job.folders()]
-    return [str(folder / name) for folder in folders for name in ("metrics.csv", "manifest.json")]
+def run_files(jobs: Iterable[Job], source: str = "runs") -> list[str]:
+    """Return the files that jobs leave behind, relative to home; of the reference those that are there."""
+    folders = [RESULTS / source / folder for job in jobs for folder in job.folders()]
+    files = [folder / name for folder in folders for name in (METRICS, MANIFEST)]
+    return [str(file) for file in files if source == "runs" or (home() / file).exists()]
 
 
 def figure_files(experiment: Experiment, tier: str) -> list[str]:

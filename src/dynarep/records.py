@@ -45,10 +45,11 @@ class RecordError(UserError):
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, before: Path | None = None) -> Iterator[BinaryIO]:
     """Open a file for writing that appears whole or not at all: temporary name, fsync, rename.
 
-    What lay at `path` before stays until then. Raises UserError if it cannot be written.
+    What lay at `path` before stays until then, and afterwards at `before`, if that is given. Raises UserError if it
+    cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -57,6 +58,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if before is not None:
+            with suppress(FileNotFoundError):
+                path.replace(before)
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}. Free space or choose another folder.") from None
@@ -69,6 +73,13 @@ def atomic_write(path: Path, content: bytes) -> None:
     """Write a file that is either absent or whole; UserError if it cannot be."""
     with atomic_file(path) as file:
         file.write(content)
+
+
+def sweep(path: Path) -> None:
+    """Remove what writers of `path` left that were killed; only who keeps others from writing it may ask for this."""
+    for part in path.parent.glob(f".{path.name}.*.part"):
+        with suppress(OSError):
+            part.unlink()
 
 
 def check_writable(folder: Path) -> None:

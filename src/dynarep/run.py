@@ -1,9 +1,9 @@
 """One job: a block of seeds in, one record per seed out. The same path by hand and from the DAG.
 
     for every seed: finished by this code already? then nothing to do
-    build the protocol; continue from its checkpoint if there is one
-    advance until done, checkpointing now and then; on SIGINT or SIGTERM checkpoint and stop
-    write every seed's metrics and manifest; remove the checkpoint
+    build the protocol; continue from its checkpoint if there is one, from the one before if that is torn
+    advance until done, checkpointing now and then; on SIGINT, SIGTERM or SIGHUP checkpoint and stop
+    write every seed's metrics and manifest; remove the checkpoints
 
 When a checkpoint is written changes nothing in the numbers: protocols continue to the same bytes.
 """
@@ -18,15 +18,16 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-from dynarep import __version__, fingerprint, process, records
+from dynarep import __version__, fingerprint, process, records, scheduler
 from dynarep.cache import cached_in
 from dynarep.errors import UserError
 from dynarep.experiment import Job, span
@@ -35,6 +36,9 @@ from dynarep.protocols import Protocol, Row
 
 CHECKPOINT_SECONDS = 60.0  # ours: a kill loses at most this much work,
 SAVES_APART = 50.0  # or this many times what a save takes: one may write gigabytes, all together 2 % of the time
+ORPHAN_SECONDS = 600.0  # how long a scheduler's job waits for the job of a dead scheduler to save its state and stop
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FILES = (records.METRICS, records.MANIFEST)
 Report = Callable[[int, int, dict[str, float]], None]
 
 
@@ -88,7 +92,7 @@ def train(
 
     Raises:
         UserError: see `pending`; a folder that cannot be written; another process at the same job.
-        StoppedError: after SIGINT or SIGTERM, with a checkpoint written.
+        StoppedError: after SIGINT, SIGTERM or SIGHUP, with a checkpoint written.
     """
     records.check_writable(results)
     folder = results / job.config.folder()
@@ -107,7 +111,9 @@ def _train(job: Job, results: Path, seeds: list[int], report: Report, rules: Map
     begun_at, started, cpu = _now(), time.perf_counter(), time.process_time()
     with cached_in(results / ".transitions"):  # arms of one task start from the same random transitions
         protocol = _build(job, seeds)
-    checkpoint = results / job.config.folder() / f".seeds={span(seeds)}.checkpoint"
+    checkpoint = _checkpoint(results, job, seeds)
+    for path in (checkpoint, *(results / job.config.folder() / f"seed={s}" / name for s in seeds for name in FILES)):
+        records.sweep(path)
     history = _resume(protocol, job, seeds, checkpoint)
     with _stop_requested() as stop:
         due = time.monotonic() + CHECKPOINT_SECONDS
@@ -137,7 +143,9 @@ def _train(job: Job, results: Path, seeds: list[int], report: Report, rules: Map
     made["block"] = {str(seed): hashlib.sha256(text.encode()).hexdigest() for seed, text in metrics.items()}
     for seed, text in metrics.items():
         records.write(results / job.config.folder() / f"seed={seed}", text, {**made, "seed": seed})
-    checkpoint.unlink(missing_ok=True)
+    for path in (checkpoint, _checkpoint(results, job, job.seeds)):  # of all: from before some were finished
+        path.unlink(missing_ok=True)
+        _before(path).unlink(missing_ok=True)
 
 
 def _build(job: Job, seeds: list[int]) -> Protocol:
@@ -186,10 +194,19 @@ def _mark(job: Job, seeds: list[int]) -> dict[str, Any]:
     return {"identity": job.config.identity(), "code": code, "lock": fingerprint.of_lock(checkout()), "seeds": seeds}
 
 
+def _checkpoint(results: Path, job: Job, seeds: Sequence[int]) -> Path:
+    return results / job.config.folder() / f".seeds={span(seeds)}.checkpoint"
+
+
+def _before(checkpoint: Path) -> Path:
+    """Return where the checkpoint before the newest lies."""
+    return checkpoint.with_name(f"{checkpoint.name}.before")
+
+
 def _save(protocol: Protocol, job: Job, seeds: list[int], path: Path, history: list[dict[str, Any]]) -> None:
     rows = [[tuple(row) for row in per_seed] for per_seed in protocol.metrics.rows]
     content = {"mark": _mark(job, seeds), "done": protocol.done, "rows": rows, "history": history}
-    with records.atomic_file(path) as file:
+    with records.atomic_file(path, before=_before(path)) as file:
         try:
             torch.save(content | {"state": protocol.state()}, file)
         except RuntimeError as error:
@@ -199,38 +216,58 @@ def _save(protocol: Protocol, job: Job, seeds: list[int], path: Path, history: l
 
 
 def _resume(protocol: Protocol, job: Job, seeds: list[int], path: Path) -> list[dict[str, Any]]:
-    """Continue from a checkpoint if it is of this very job; return the history of earlier stops."""
-    if not path.exists():
-        return []
-    try:
-        saved = torch.load(path, weights_only=True, mmap=True)
-        same = saved["mark"] == _mark(job, seeds)
-    except Exception as error:  # a torn or foreign file: whatever is wrong with it, starting over is right
-        print(f"{path}: not a usable checkpoint ({type(error).__name__}); starting over.", file=sys.stderr)
-        return []
-    if not same:
-        print(f"{path}: was made by other code or for other seeds; starting over.", file=sys.stderr)
-        return []
-    protocol.load(saved["state"])
-    protocol.done = saved["done"]
-    protocol.metrics.rows = [[Row(*row) for row in per_seed] for per_seed in saved["rows"]]
-    history: list[dict[str, Any]] = saved["history"]
-    return history
+    """Continue from the newest checkpoint of this very job that is whole; return the history of earlier stops."""
+    found = [file for file in (path, _before(path)) if file.exists()]
+    for file in found:
+        then = "starting over" if file == found[-1] else "trying the one before"
+        try:
+            saved = _read(file)
+            same = saved["mark"] == _mark(job, seeds)
+        except Exception as error:  # torn or foreign, whatever is wrong with it
+            print(f"{file}: not a usable checkpoint ({type(error).__name__}); {then}.", file=sys.stderr)
+            file.unlink()  # lest it takes the place of the one before
+            continue
+        if not same:
+            print(f"{file}: was made by other code or for other seeds; {then}.", file=sys.stderr)
+            continue
+        if file != path:
+            print(f"{file}: continuing from {saved['done']} of {protocol.total}.", file=sys.stderr)
+        protocol.load(saved["state"])
+        protocol.done = saved["done"]
+        protocol.metrics.rows = [[Row(*row) for row in per_seed] for per_seed in saved["rows"]]
+        history: list[dict[str, Any]] = saved["history"]
+        return history
+    return []
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds. Raises whatever it takes if the file is not whole: each part has a checksum."""
+    with zipfile.ZipFile(checkpoint) as archive:
+        if (torn := archive.testzip()) is not None:  # torch.load would not look
+            raise zipfile.BadZipFile(torn)
+    saved: dict[str, Any] = torch.load(checkpoint, weights_only=True, mmap=True)
+    return saved
+
+
+# -- locks and signals --------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _only_one(path: Path, depth: int = 0) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends; then drop up to `depth` parents that are empty."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be written: {error.strerror}.") from None
+    """Hold a lock that ends with the process, however it ends; then drop up to `depth` parents that are empty.
+
+    A scheduler's job waits for another process at the same job: its scheduler was killed, and it is about to stop.
+    """
+    patience = time.monotonic() + (ORPHAN_SECONDS if scheduler.started_here() else 0)
+    said = False
+    while (file := _locked(path)) is None:
+        if time.monotonic() > patience:
+            raise UserError(f"{path.parent}: another process is training this job. Wait for it, or stop it.")
+        if not said:
+            print(f"{path.parent}: waiting for another process at this job to stop.", file=sys.stderr, flush=True)
+        said = True
+        time.sleep(0.2)
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{path.parent}: another process is training this job. Wait for it, or stop it.") from None
         try:
             yield
         finally:
@@ -240,9 +277,34 @@ def _only_one(path: Path, depth: int = 0) -> Iterator[None]:
                     folder.rmdir()
 
 
+def _locked(path: Path) -> IO[str] | None:
+    """Return the locked file; None if somebody else holds the lock. UserError if it cannot be made."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w")
+        except FileNotFoundError:  # who held the lock has just removed the empty folder
+            continue
+        except OSError as error:
+            raise UserError(f"{path.parent}: cannot be written: {error.strerror}.") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        except FileNotFoundError:
+            pass
+        except OSError:
+            file.close()
+            return None
+        file.close()  # who held the lock has just removed the file: this is a lock on nothing
+
+
 @contextmanager
 def _stop_requested() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one acts at once."""
+    """Collect the signals that ask to stop instead of dying of them; a second one acts at once.
+
+    SIGHUP is a terminal that was closed. A signal that this process was told to ignore (`nohup`) stays ignored.
+    """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -251,7 +313,8 @@ def _stop_requested() -> Iterator[list[int]]:
         received.append(number)
 
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, note) for number in heard}
     except ValueError:  # not in the main thread (tests): signals go where they always went
         before = {}
     try:

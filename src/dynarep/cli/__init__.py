@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
+from dynarep import scheduler
 from dynarep.cli import overview, results, train
 from dynarep.envs import EnvError
 from dynarep.errors import UserError, unknown
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `arguments` default to the process's own."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    scheduler.watch()
     try:
         if given and not given[0].startswith("-") and given[0] not in COMMANDS:
             raise unknown("command", given[0], COMMANDS, "`dynarep --help` explains them.")

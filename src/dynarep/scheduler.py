@@ -1,0 +1,120 @@
+"""One scheduler per folder, and no job without its scheduler: what survives `kill -9` of either.
+
+Snakemake's own lock stays behind when it is killed, and so do its jobs. Here the lock ends with the process, and a job
+that a scheduler of this machine started looks every second whether it is still its descendant.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from dynarep.errors import UserError
+
+VARIABLE = "DYNAREP_SCHEDULER"  # in the environment of jobs: the scheduler's process
+LOCK = Path(".snakemake", "dynarep.lock")  # "<process> <token of this run>", locked while the scheduler lives
+SNAKEMAKE_LOCKS = Path(".snakemake", "locks")
+LOOK_SECONDS = 1.0
+
+
+class Turn:
+    """A scheduler's turn in a folder: planned when the Snakefile is read, taken when jobs are about to start.
+
+    Not in one step, because a dry run, a report or an `--unlock` read the Snakefile too and must not shut others out.
+
+    Args:
+        folder: the scheduler's working directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        os.environ.pop(VARIABLE, None)  # of a scheduler that started this one
+        self._path = folder / LOCK
+        self._file: IO[str] | None = None
+        self._busy, self._token = False, self._read()
+        with suppress(OSError), self._path.open("a") as file:  # no such folder yet, or read-only: nothing stale there
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._busy = True
+            else:
+                for stale in (folder / SNAKEMAKE_LOCKS).glob("*.lock"):  # its owner is dead
+                    stale.unlink(missing_ok=True)
+
+    def take(self, here: bool = True) -> None:
+        """Shut others out until this process ends.
+
+        Args:
+            here: jobs are processes of this machine, which can see whether the scheduler lives.
+
+        Raises:
+            UserError: another scheduler is at work, or was since the plan was made; the folder cannot be written.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a+")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            process = self._read().split(" ")[0]
+            raise UserError(
+                f"{self._path.parents[1].resolve()}: process {process} is making results here already. Wait for it, "
+                f"or stop it (kill -INT {process}); what is done stays."
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be written: {error.strerror}.") from None
+        if self._busy or self._read() != self._token:
+            raise UserError("another run ended here while this one was planned. Type the same command again.")
+        try:
+            self._file.truncate(0)
+            self._file.write(f"{os.getpid()} {uuid.uuid4().hex}")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be written: {error.strerror}. Free space.") from None
+        if here:
+            os.environ[VARIABLE] = str(os.getpid())
+
+    def _read(self) -> str:
+        try:
+            return self._path.read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
+
+# -- the jobs' side -----------------------------------------------------------------------------------------------
+
+
+def started_here() -> bool:
+    """Return whether this process was started by a scheduler of this machine."""
+    return VARIABLE in os.environ
+
+
+def alive() -> bool:
+    """Return whether the scheduler that started this process, if one did, still is its ancestor.
+
+    Who dies is nobody's parent any more, so a process that takes over its number cannot be taken for it.
+    """
+    number = os.environ.get(VARIABLE, "")
+    return not number.isdigit() or any(parent.pid == int(number) for parent in psutil.Process().parents())
+
+
+def watch() -> None:
+    """Ask this process to stop (SIGTERM: it saves its state, if it has any) once its scheduler is gone."""
+    if not started_here():
+        return
+
+    def look() -> None:
+        while alive():
+            time.sleep(LOOK_SECONDS)
+        print("The scheduler of this job is gone: the job stops too.", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=look, name="scheduler", daemon=True).start()
