@@ -1,4 +1,4 @@
-"""The command line: list | plan | train | figure | claims | report | bench.
+"""The command line: list | plan | train | figure | claims | report | audit | bench.
 
 Bad input ends with one message and exit code 2; nothing is written. Simulators, PyTorch and matplotlib are imported by
 the commands that need them, so that the rest answers at once.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from dynarep import scheduler
-from dynarep.cli import overview, results, train
+from dynarep.cli import audit, overview, results, train
 from dynarep.envs import EnvError
 from dynarep.errors import UserError, unknown
 
@@ -23,6 +23,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "figure": results.figure,
     "claims": results.claims,
     "report": results.report,
+    "audit": audit.audit,
     "bench": overview.bench,
 }
 
