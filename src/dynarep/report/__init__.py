@@ -1,7 +1,7 @@
 """The report of a tier: verdicts, figures, runs and how they were made, in one HTML file that needs no network.
 
 Pure: experiments, verdicts, records and figures in, text out. No clock, so the same inputs give the same bytes; paths
-are written below the results folder, so it does not matter where that folder is.
+are written below the results folder and links are relative to the page, so it does not matter where all of it lies.
 """
 
 from __future__ import annotations
@@ -9,20 +9,25 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import jinja2
 
 from dynarep import __version__, dag, plan, records
 from dynarep.configs import Config
 from dynarep.errors import UserError
-from dynarep.experiment import Experiment, Job, plain, span
+from dynarep.experiment import Experiment, Job, plain
 from dynarep.files import tier_file
+from dynarep.report.made import WATTS, cpu_seconds, facts_of
+from dynarep.report.words import number, p_value, seeds
 from dynarep.schema import Group
 from dynarep.statements import TIERS, Effect, RankClaim
 
@@ -35,7 +40,12 @@ VERDICTS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "unt
 
 
 def build(
-    experiments: Sequence[Experiment], tier: str, verdicts: Sequence[Verdict], results: Path, figures: Path
+    experiments: Sequence[Experiment],
+    tier: str,
+    verdicts: Sequence[Verdict],
+    results: Path,
+    figures: Path,
+    page: Path | None = None,
 ) -> str:
     """Return the report of a tier as HTML.
 
@@ -45,12 +55,16 @@ def build(
         verdicts: of `claims.judge_all` for these experiments at this tier.
         results: the folder of runs.
         figures: the folder that holds `<tier>/<paper>/<id>.svg`.
+        page: the file that the page is for: links to manifests and figures start there. By default
+            `<results>/report/<tier>.html`.
 
     Raises:
         UserError: unknown tier, or a figure that cannot be read.
     """
-    read = _Reader(results)
-    claims = {claim.id: claim for e in experiments for claim in e.spec.claims if isinstance(claim, Effect)}
+    read = _Reader(results, page or results / "report" / f"{tier}.html")
+    stated = {claim.id: claim for e in experiments for claim in e.spec.claims}
+    effects = {name: claim for name, claim in stated.items() if isinstance(claim, Effect)}
+    able = {name: [t for t, role in _roles(claim.tiers) if role != "untested"] for name, claim in stated.items()}
     judged_first = sorted(verdicts, key=lambda v: v.verdict == "untested")
     sections = [_section(e, tier, {v.claim: v for v in verdicts}, read, figures) for e in experiments]
     by_id = {section["spec"].id: section for section in sections}
@@ -60,25 +74,45 @@ def build(
         if section["spec"].explains
     ]
     beside = {name: other for _, others in dials for name, other in others if other and other["image"]}
+    rows = [
+        {
+            "v": v,
+            "key": f"{v.paper}_{v.experiment}",
+            "strip": _strip(v, effects.get(v.claim)),
+            "able": able.get(v.claim, []),
+            "tiers": " ".join([*(["here"] if v.verdict != "untested" else []), *(able.get(v.claim) or ["none"])]),
+        }
+        for v in judged_first
+    ]
     return _template().render(
         tier=tier,
         purpose=tier_file(tier).purpose,
         tally=tally(verdicts),
         counts=Counter(v.verdict for v in verdicts),
         verdicts=verdicts,
-        rows=[(v, f"{v.paper}_{v.experiment}", _strip(v, claims.get(v.claim))) for v in judged_first],
-        ranked={name: claim.contrast for name, claim in claims.items() if isinstance(claim, RankClaim)},
-        keys={e.key for e in experiments},
+        rows=rows,
+        can_judge=Counter(name for row in rows for name in str(row["tiers"]).split()),
+        tier_names={"here": "judged here"} | {name: name for name in TIERS} | {"none": "no tier"},
+        ranked={name: claim.contrast for name, claim in effects.items() if isinstance(claim, RankClaim)},
+        by_key={section["key"]: section for section in sections},
         sections=sections,
+        contents=[(paper, list(of)) for paper, of in groupby(sections, key=lambda s: s["spec"].paper)],
         dials_title=DIALS,
         dials=dials,
         shared=[other for other in beside.values() if other["image"]["height"]],
-        made=_made(list(read.runs.values())),
+        made=facts_of(list(read.runs.values())),
+        watts=WATTS,
         paper_name=PAPERS,
         symbol=VERDICTS,
         version=__version__,
         local=lambda text: text.replace(f"{results}/", ""),
     )
+
+
+def _roles(tiers: Mapping[Any, str]) -> list[tuple[str, str]]:
+    """Return what each tier does with a claim, in the order of the tiers."""
+    roles = {str(name): role for name, role in tiers.items()}
+    return [(name, roles.get(name, "untested")) for name in TIERS]
 
 
 @cache
@@ -91,6 +125,10 @@ def _template() -> jinja2.Template:
     return page.get_template("report.html.j2")
 
 
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
 def tally(verdicts: Sequence[Verdict]) -> str:
     """Return the verdicts in a line: "4 supported, 1 contradicted; gated claims: 5 of 5 supported"."""
     counts = Counter(v.verdict for v in verdicts)
@@ -98,39 +136,6 @@ def tally(verdicts: Sequence[Verdict]) -> str:
     kept = sum(v.verdict == "supported" for v in gated)
     parts = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name]) or "no claims"
     return f"{parts}; " + (f"gated claims: {kept} of {len(gated)} supported" if gated else "no gated claims")
-
-
-# -- words --------------------------------------------------------------------------------------------------------
-
-
-def number(value: Any) -> str:
-    """Write a number with three digits, an exponent only where it is needed, and a minus sign that is one."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if isinstance(value, int) or 1e3 <= abs(value) < 1e6:
-        return f"{value:,.0f}".replace(",", "\u202f").replace("-", "−")
-    return f"{value:.3g}".replace("-", "−")
-
-
-def p_value(value: float | None) -> str:
-    """Write a p-value; "–" where there is none."""
-    if value is None or math.isnan(value):
-        return "–"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _seeds(seeds: Iterable[int]) -> str:
-    """Write seeds, e.g. "seeds 0-3,7"; nothing for none."""
-    listed = sorted(seeds)
-    return f"seed{'s' * (len(listed) > 1)} {span(listed)}" if listed else ""
-
-
-def _sha256(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 # -- claims -------------------------------------------------------------------------------------------------------
@@ -154,10 +159,11 @@ def _strip(verdict: Verdict, claim: Effect | None) -> dict[str, float] | None:
 
 
 class _Reader:
-    """Reads each run once, however many experiments share it."""
+    """Reads each run once, however many experiments share it; knows where the page lies."""
 
-    def __init__(self, results: Path) -> None:
+    def __init__(self, results: Path, page: Path) -> None:
         self.results = results
+        self.page = page
         self.runs: dict[Path, records.RunRecord] = {}
         self.faults: dict[Path, str] = {}
 
@@ -171,6 +177,10 @@ class _Reader:
                     self.faults[folder] = str(error)
         return [self.runs[folder] for folder in job.folders() if folder in self.runs]
 
+    def address(self, path: Path) -> str:
+        """Return a link to a file, relative to the page; empty if there is no such file."""
+        return quote(Path(os.path.relpath(path, self.page.parent)).as_posix(), safe="/=,") if path.exists() else ""
+
 
 def _arm(label: str, jobs: Sequence[Job], read: _Reader) -> dict[str, Any]:
     """Return the runs of one arm on one task."""
@@ -183,18 +193,16 @@ def _arm(label: str, jobs: Sequence[Job], read: _Reader) -> dict[str, Any]:
         "updates": sum(piece.updates for piece in plan.work(jobs[0])),
         "planned": len(planned),
         "found": len(found),
-        "missing": _seeds(set(planned) - {run.seed for run in found}),
-        "diverged": _seeds(run.seed for run in found if (run.series("diverged")[1] > 0).any()),
+        "missing": seeds(set(planned) - {run.seed for run in found}),
+        "diverged": seeds(run.seed for run in found if (run.series("diverged")[1] > 0).any()),
         "faults": [read.faults[folder] for job in jobs for folder in job.folders() if folder in read.faults],
         "cpu_s": sum(cpu_seconds(run.manifest) for run in found),
+        "manifests": [
+            (seed, read.address(read.results / folder / records.MANIFEST))
+            for job in jobs
+            for seed, folder in zip(job.seeds, job.folders(), strict=True)
+        ],
     }
-
-
-def cpu_seconds(manifest: Mapping[str, Any]) -> float:
-    """Return a run's share of its job's CPU seconds, those before a resume included."""
-    cost = manifest.get("cost", {})
-    spent = cost.get("cpu_s", 0.0) + sum(stop.get("cpu_s", 0.0) for stop in manifest.get("resumed", []))
-    return float(spent / max(1, cost.get("seeds_in_job", 1)))
 
 
 def _section(
@@ -209,13 +217,19 @@ def _section(
     set_by_arms = {key for _, own in settings for key in _flat(own)}
     settings = [(arm, ({"agent": arm.algorithm} if arm.algorithm else {}) | own) for arm, own in settings]
     path = figures / tier / spec.paper / f"{spec.id}.svg"
+    cells = [_arm(spec.variants[variant].label, of_arm, read) for (variant, _), of_arm in arms.items()]
     return {
         "experiment": experiment,
         "spec": spec,
         "key": experiment.key,
+        "what": "table" if spec.table else "figure",
         "absent_at": [name for name in TIERS if name not in experiment.tiers()],
         "judged": [(claim, judged.get(claim.id)) for claim in spec.claims],
-        "cells": [_arm(spec.variants[variant].label, of_arm, read) for (variant, _), of_arm in arms.items()],
+        "cells": cells,
+        "found": sum(cell["found"] for cell in cells),
+        "planned": sum(cell["planned"] for cell in cells),
+        "core_hours": sum(cell["cpu_s"] for cell in cells) / 3600,
+        "trouble": any(cell["missing"] or cell["diverged"] or cell["faults"] for cell in cells),
         "arms": [(arm.label, {k: plain(v) for k, v in own.items()}) for arm, own in settings],
         "groups": [
             (
@@ -229,8 +243,14 @@ def _section(
         "image": _image(path),
         "alt": _alt(experiment, tier, jobs),
         "csv": f"{figures.name}/{tier}/{spec.paper}/{spec.id}.csv",
+        "files": [(kind, read.address(path.with_suffix(f".{kind}"))) for kind in ("csv", "svg", "pdf", "png")],
         "target_command": f"snakemake --cores 2 {experiment.key}" + ("" if tier == "ci" else f" --config tier={tier}"),
         "figure_command": f"dynarep figure --experiment {spec.id} --tier {tier}",
+        "explain": [
+            f"dynarep claims --explain {claim.id} --tier {tier}"
+            for claim in spec.claims
+            if dict(_roles(claim.tiers))[tier] != "untested"
+        ],
         "train": [f"dynarep train {dag.arguments([job])}" for job in jobs],
     }
 
@@ -300,36 +320,3 @@ def _changes(group: Group, tier: str, jobs: Sequence[Job], arms: set[str]) -> li
         r for r in rows.values() if r["key"] not in arms | {"suite", "task"} and set(r["here"]) != {r["default"]}
     ]
     return sorted(changed, key=lambda row: not row["by_tier"])
-
-
-# -- how it was made ----------------------------------------------------------------------------------------------
-
-
-def _made(runs: Sequence[records.RunRecord]) -> dict[str, Any]:
-    """Return what the runs say of themselves, each value with its number of runs: a mixture is visible."""
-    facts: dict[str, Counter[str]] = {}
-    manifests = [run.manifest for run in runs]
-    parts = {part: {key: None for m in manifests for key in m.get(part, {})} for part in ("machine", "versions")}
-    for m in manifests:
-        code, config = m["code"], m["config"]
-        state = {True: ", with uncommitted changes", False: ""}.get(code.get("dirty"), ", state unknown")
-        said = {
-            "git commit": f"{code['commit']}{state}" if code.get("commit") else None,
-            f"code of {config['agent']['name']} with {config['protocol']['name']}": code["fingerprint"],
-            "lock": m["lock"] or "none",
-            "random streams": m.get("streams"),
-            "dynarep": m.get("dynarep"),
-            **{f"machine: {key}": m.get("machine", {}).get(key) for key in parts["machine"]},
-            **{key: m.get("versions", {}).get(key) for key in parts["versions"]},
-        }
-        for name, value in said.items():
-            facts.setdefault(name, Counter())["not recorded" if value is None else plain(value)] += 1
-    written = sorted(str(run.manifest.get("written", "not recorded")) for run in runs)
-    return {
-        "runs": len(runs),
-        "facts": [(name, values.most_common()) for name, values in facts.items()],
-        "mixed": [name for name, values in facts.items() if len(values) > 1],
-        "core_hours": sum(cpu_seconds(run.manifest) for run in runs) / 3600,
-        "resumed": sum(bool(run.manifest.get("resumed")) for run in runs),
-        "written": [text.replace("T", " ").replace("+00:00", " UTC") for text in written[:1] + written[-1:]],
-    }
