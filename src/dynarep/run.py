@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,12 +96,15 @@ def train(
     """
     records.check_writable(results)
     folder = results / job.config.folder()
-    if not pending(job, results, redo):
+    lock, checkpoint = folder / f".seeds={span(job.seeds)}.lock", _checkpoint(results, job)
+    killed = any(path.exists() for path in (lock, checkpoint, _before(checkpoint)))  # with its work done, perhaps
+    if not killed and not pending(job, results, redo):
         return []
-    with _only_one(folder / f".seeds={span(job.seeds)}.lock", depth=len(job.config.folder().parts)):
+    with _only_one(lock, depth=len(job.config.folder().parts)):
         todo = pending(job, results, redo)
         if todo:
             _train(job, results, todo, report or (lambda done, total, now: None), rules)
+        _forget(checkpoint)
     return todo
 
 
@@ -111,7 +114,7 @@ def _train(job: Job, results: Path, seeds: list[int], report: Report, rules: Map
     begun_at, started, cpu = _now(), time.perf_counter(), time.process_time()
     with cached_in(results / ".transitions"):  # arms of one task start from the same random transitions
         protocol = _build(job, seeds)
-    checkpoint = _checkpoint(results, job, seeds)
+    checkpoint = _checkpoint(results, job)
     for path in (checkpoint, *(results / job.config.folder() / f"seed={s}" / name for s in seeds for name in FILES)):
         records.sweep(path)
     history = _resume(protocol, job, seeds, checkpoint)
@@ -143,9 +146,6 @@ def _train(job: Job, results: Path, seeds: list[int], report: Report, rules: Map
     made["block"] = {str(seed): hashlib.sha256(text.encode()).hexdigest() for seed, text in metrics.items()}
     for seed, text in metrics.items():
         records.write(results / job.config.folder() / f"seed={seed}", text, {**made, "seed": seed})
-    for path in (checkpoint, _checkpoint(results, job, job.seeds)):  # of all: from before some were finished
-        path.unlink(missing_ok=True)
-        _before(path).unlink(missing_ok=True)
 
 
 def _build(job: Job, seeds: list[int]) -> Protocol:
@@ -194,13 +194,20 @@ def _mark(job: Job, seeds: list[int]) -> dict[str, Any]:
     return {"identity": job.config.identity(), "code": code, "lock": fingerprint.of_lock(checkout()), "seeds": seeds}
 
 
-def _checkpoint(results: Path, job: Job, seeds: Sequence[int]) -> Path:
-    return results / job.config.folder() / f".seeds={span(seeds)}.checkpoint"
+def _checkpoint(results: Path, job: Job) -> Path:
+    """Return where the newest checkpoint lies: under the name of the job's lock, whichever of its seeds are left."""
+    return results / job.config.folder() / f".seeds={span(job.seeds)}.checkpoint"
 
 
 def _before(checkpoint: Path) -> Path:
     """Return where the checkpoint before the newest lies."""
     return checkpoint.with_name(f"{checkpoint.name}.before")
+
+
+def _forget(checkpoint: Path) -> None:
+    records.sweep(checkpoint)
+    for path in (checkpoint, _before(checkpoint)):
+        path.unlink(missing_ok=True)
 
 
 def _save(protocol: Protocol, job: Job, seeds: list[int], path: Path, history: list[dict[str, Any]]) -> None:
