@@ -15,7 +15,8 @@ from typing import Any
 
 MANIFEST_BYTES = 2**20  # ours: a manifest takes 4 KiB
 METRICS_BYTES = 2**26  # the longest run of the paper tier records some 2 MiB
-PRODUCT_BYTES = 2**27  # a figure, a file of verdicts, a report
+PRODUCT_BYTES = 2**26  # a figure or a report
+VERDICTS_BYTES = 2**24
 DEEPEST = 32  # nested lists and mappings in JSON; a manifest has 4
 
 

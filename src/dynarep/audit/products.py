@@ -76,12 +76,12 @@ def draw(experiment: Experiment, tier: str, csv: bytes) -> dict[str, bytes]:
     return drawing.draw(experiment, tier, data, drawing.note(experiment, tier, data))
 
 
-def _content(place: Place, path: Path, audit: Audit) -> bytes | None:
+def _content(place: Place, path: Path, audit: Audit, most: int = untrusted.PRODUCT_BYTES) -> bytes | None:
     """Return a product's content; a finding if it is not there or cannot be believed."""
     try:
         if link := untrusted.linked(path.parent, len(path.parent.relative_to(place.root).parts)):
             raise untrusted.UntrustedError("link", f"{link.name} is a link; it is not followed")
-        return untrusted.read_bytes(path, untrusted.PRODUCT_BYTES)
+        return untrusted.read_bytes(path, most)
     except FileNotFoundError:
         audit.find(place.name(path), "missing", "is not there")
     except untrusted.UntrustedError as error:
@@ -120,7 +120,7 @@ def pages(place: Place, tier: str, whole: Sequence[str], experiments: Sequence[E
 
     verdicts = claims.judge_all(experiments, tier, place.runs)
     path = place.runs / "claims" / f"{tier}.json"
-    if (content := _content(place, path, audit)) is not None:
+    if (content := _content(place, path, audit, untrusted.VERDICTS_BYTES)) is not None:
         audit.checked["verdicts"] += len(verdicts)
         made = [verdict.data() for verdict in verdicts]
         if content != (json.dumps(made, indent=1) + "\n").encode():

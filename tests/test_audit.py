@@ -1,0 +1,195 @@
+"""Whatever is changed in results is found; what was not touched is clean; nothing is ever written."""
+
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from conftest import CHECKOUT
+from dynarep import cli, dag
+from dynarep.audit import KINDS, audit, contents, products, rerun, runs
+from dynarep.audit.findings import printable
+from dynarep.errors import UserError
+from dynarep.experiment import load_all
+from dynarep.manifests import Manifest
+from mutations import MUTATIONS, TIER, Home, digit, forge
+
+SHOWN = {"beyond": ("S", "D2"), "ftfl": ()}  # tiny: a toy in one piece, an agent that learns online
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """A home whose whole smoke tier was trained, drawn, judged and reported by the commands themselves."""
+    home = tmp_path_factory.mktemp("audited") / "home"
+    for file in (CHECKOUT / "experiments").glob("*/*"):
+        if file.parent.name == "tiers" or file.name.split("_")[0] in SHOWN.get(file.parent.name, ()):
+            target = home / file.relative_to(CHECKOUT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            content = file.read_text(encoding="utf-8")
+            if file.parent.name == "beyond":  # what it stands beside is not here
+                content = yaml.safe_dump({k: v for k, v in yaml.safe_load(content).items() if k != "explains"})
+            target.write_text(content, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DYNAREP_HOME", str(home))
+        _, jobs = dag.load(TIER)
+        cli.main(["train", *dag.arguments(jobs).split()])
+        cli.main(["figure", "--tier", TIER, "--experiment", *SHOWN["beyond"]])
+        cli.main(["claims", "--tier", TIER, "--out", str(home / f"results/runs/claims/{TIER}.json")])
+        cli.main(["report", "--tier", TIER])
+    return home
+
+
+@pytest.fixture
+def drawn_once(monkeypatch):
+    """Drawing takes most of an audit's time, and the same CSV gives the same image."""
+    known: dict[tuple[str, bytes], dict[str, bytes]] = {}
+    draw = products.draw
+
+    def once(experiment: Any, tier: str, csv: bytes) -> dict[str, bytes]:
+        if (experiment.key, csv) not in known:
+            known[experiment.key, csv] = draw(experiment, tier, csv)
+        return known[experiment.key, csv]
+
+    monkeypatch.setattr(products, "draw", once)
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """Everything below a folder: names, kinds, times of change, contents."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        info = path.lstat()
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() and info.st_size < 2**24 else ""
+        found[str(path)] = (info.st_mode, info.st_mtime_ns, info.st_size, content)
+    return found
+
+
+@pytest.mark.slow
+def test_every_change_is_found_and_nothing_is_written(untouched, tmp_path, monkeypatch, drawn_once):
+    """One test, not one each: the results to change are made once."""
+    monkeypatch.setenv("DYNAREP_HOME", str(untouched))
+    experiments = load_all()
+    clean = audit(untouched, experiments)
+    assert clean.data()["findings"] == [], "what nobody touched must be clean"
+    assert clean.checked["runs"] == sum(len(j.seeds) for e in experiments for j in e.jobs(TIER))
+    assert clean.checked["images"] == 6
+    assert clean.checked["reports"] == 1
+    wrong = {}
+    for number, (name, (kind, change)) in enumerate(MUTATIONS.items()):
+        home = Home(tmp_path / f"copy{number}")
+        shutil.copytree(untouched, home.root, ignore=shutil.ignore_patterns("experiments", "log", ".transitions"))
+        change(home)
+        before = state(home.root)
+        kinds = {finding.kind for finding in audit(home.root, experiments).findings}
+        assert state(home.root) == before, f"{name}: the audit wrote into what it audits"
+        if kind not in kinds:
+            wrong[name] = (kind, kinds)
+        for path in tmp_path.glob(f"copy{number}*"):
+            shutil.rmtree(path)
+    assert not wrong
+    assert len(MUTATIONS) >= 30
+    assert {kind for kind, _ in MUTATIONS.values()} | {"rerun"} == set(KINDS), "a kind that no change is found as"
+
+
+@pytest.mark.slow
+def test_only_training_again_finds_a_run_forged_with_all_its_hashes(untouched, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DYNAREP_HOME", str(untouched))
+    home = Home(tmp_path / "copy")
+    shutil.copytree(untouched, home.root, ignore=shutil.ignore_patterns("experiments"))
+    forge(home.run("S", 2), digit)
+    with pytest.MonkeyPatch.context() as patch:  # the forger draws, judges and reports again
+        patch.setenv("DYNAREP_HOME", str(untouched))
+        where = ["--tier", TIER, "--results", str(home.runs)]
+        cli.main(["figure", *where, "--figures", str(home.root / "figures"), "--experiment", *SHOWN["beyond"]])
+        cli.main(["claims", *where, "--out", str(home.runs / f"claims/{TIER}.json")])
+        cli.main(["report", *where, "--figures", str(home.root / "figures")])
+    capsys.readouterr()
+    cli.main(["audit", str(home.root)])
+    assert "not checked: whether training gives these numbers" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        cli.main(["audit", str(home.root), "--rerun", "1000", "--json"])
+    assert left.value.code == 1
+    said = json.loads(capsys.readouterr().out)
+    assert not said["ok"]
+    assert [finding["kind"] for finding in said["findings"]] == ["rerun"]
+    assert said["findings"][0]["path"] == str((home.run("S", 2) / "metrics.csv").relative_to(home.root))
+    assert said["rerun"]["caught"][0] == {"forged": 1, "probability": 1.0}
+    assert len(said["rerun"]["different"]) == 1
+
+
+@pytest.mark.slow
+def test_exit_codes_and_what_is_printed(untouched, tmp_path, monkeypatch, capsys, drawn_once):
+    monkeypatch.setenv("DYNAREP_HOME", str(untouched))
+    cli.main(["audit"])
+    assert "everything that was checked holds" in capsys.readouterr().out
+    cli.main(["audit", str(untouched / "results" / "runs"), "--tier", TIER])
+    out = capsys.readouterr().out
+    assert "not checked: figures: there are none beside these runs" in out
+    assert "not checked: report of tier smoke" in out
+    home = Home(tmp_path / "copy")
+    shutil.copytree(untouched, home.root)
+    name = "\x1b[31mred\x07"
+    (home.runs / name).mkdir()
+    with pytest.raises(SystemExit) as left:
+        cli.main(["audit", str(home.root), "--tier", TIER])
+    assert left.value.code == 1
+    out = capsys.readouterr().out
+    assert "\x07" not in out
+    assert "results/runs/\\x1b[31mred\\x07: is a folder that nobody planned" in out.replace("\n", "")
+    for bad in ("nowhere", str(tmp_path), "--tier huge", "--rerun 0", "--rerun 1 --seed -1"):
+        with pytest.raises(SystemExit) as left:
+            cli.main(["audit", *bad.split()])
+        assert left.value.code == 2, bad
+
+
+# -- pieces -------------------------------------------------------------------------------------------------------
+
+
+def test_the_chance_to_catch_a_forger_is_the_hypergeometric_one():
+    generator = np.random.default_rng(0)
+    drawn = [set(generator.choice(40, 5, replace=False)) & {0, 1, 2} for _ in range(20_000)]
+    assert rerun.caught(40, 3, 5) == pytest.approx(np.mean([bool(d) for d in drawn]), abs=0.01)
+    assert rerun.caught(40, 1, 40) == 1
+    assert rerun.caught(230, 1, 10) == pytest.approx(10 / 230)
+    forged = rerun.smallest_caught(230, 10)
+    assert rerun.caught(230, forged, 10) >= 0.95 > rerun.caught(230, forged - 1, 10)
+
+
+def test_names_from_elsewhere_cannot_write_to_the_terminal():
+    assert printable("seed=\x1b[2J\n\udc80é") == "seed=\\x1b[2J\\n\\udc80é"
+
+
+def test_a_stop_that_resumed_properly_is_not_found_fault_with():
+    start = {"started": "2026-01-01T10:00:00+00:00", "written": "2026-01-01T10:02:00+00:00"}
+    stop = {"started": "2026-01-01T09:00:00+00:00", "at": "2026-01-01T09:10:00+00:00", "wall_s": 600.4, "cpu_s": 599.0}
+    said = {"identity": "", "seed": 0, "config": {}, "code": {"fingerprint": ""}, "lock": "", "files": {}}
+    cost = {"wall_s": 119.0, "cpu_s": 118.0, "seeds_in_job": 1}
+    good = Manifest.model_validate({**said, **start, "cost": cost, "resumed": [{**stop, "stopped_at": 30}]})
+    assert list(runs._times(good, 96)) == []
+    late = Manifest.model_validate({**said, **start, "cost": cost, "resumed": [{**stop, "stopped_at": 96}]})
+    assert any("stopped at 96 of 96" in fault for fault in runs._times(late, 96))
+
+
+def test_every_protocol_has_times_that_its_metrics_must_have():
+    """A protocol without them would make the audit fail on its first run; the values are compared with real runs."""
+    for tier in ("smoke",):
+        for experiment in load_all():
+            for job in experiment.jobs(tier)[:1]:
+                planned = contents.times(job.config)
+                assert planned == sorted(set(planned), key=lambda time: (time[0], time[2]))
+                assert contents.units(job.config) >= 1
+                assert not any(map(math.isnan, planned[-1]))
+
+
+def test_an_unknown_folder_is_bad_input(tmp_path):
+    (tmp_path / "results").mkdir()
+    with pytest.raises(UserError, match="no runs in it"):
+        audit(tmp_path, [])
+    (tmp_path / "results" / "runs").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="is a link"):
+        audit(tmp_path, [])
