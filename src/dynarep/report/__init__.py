@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -276,14 +276,20 @@ def _alt(experiment: Experiment, tier: str, jobs: Sequence[Job]) -> str:
     spec = experiment.spec
     if spec.from_defaults:
         return f"Table {spec.id}: {spec.title} Read from the code. The caption follows; the CSV holds every cell."
-    tasks = ", ".join(dict.fromkeys(job.task for job in jobs))
+    tasks = _some(dict.fromkeys(job.task for job in jobs), "tasks")
     panels = "; ".join(f"{panel.label} ({panel.kind})" for panel in spec.panels)
-    arms = ", ".join(spec.variants[name].label for name in dict.fromkeys(job.variant for job in jobs))
+    arms = _some([spec.variants[name].label for name in dict.fromkeys(job.variant for job in jobs)], "arms")
     shows = f"A cell per task and arm: {spec.table.label}" if spec.table else f"Panels from top to bottom: {panels}"
     return (
         f"{'Table' if spec.table else 'Figure'} {spec.id} at the {tier} tier: {spec.title} {shows}. "
         f"Tasks: {tasks}. Arms: {arms}. The caption follows; the CSV holds every number."
     )
+
+
+def _some(names: Iterable[str], what: str) -> str:
+    """Write names, or of many only how many: nobody listens to a description of a minute."""
+    listed = list(names)
+    return ", ".join(listed) if len(listed) <= 8 else f"{len(listed)} {what}, named below"
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
