@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dynarep import envs, files, published
+from dynarep import envs, files, published, registration
 from dynarep.configs import AgentConfig, PartConfig, ProtocolConfig, registry
 from dynarep.errors import UserError, explain, nearest
-from dynarep.schema import FEWEST_PAIRS, LINE_STYLES, Group, Panel, ResultTable, Shows, budget_model
+from dynarep.schema import FEWEST_PAIRS, LINE_STYLES, SUITE, Group, Panel, ResultTable, Shows, budget_model
 from dynarep.statements import FEWEST_RANKED, AgreementClaim, Contrast, Judged, Rank, RankClaim
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def faults(experiment: Experiment) -> list[str]:
         found += _name_faults(where, panel.variants or (), panel.needs(), experiment, metrics)
         found += _dose_faults(experiment, where, panel)
         found += _style_faults(experiment, where, panel)
+        found += _suite_faults(experiment, where, panel)
         found += _scatter_faults(experiment, where, panel) if resolved else ()
         found += _shown_faults(experiment, where, panel) if resolved else ()
     if spec.table:
@@ -70,6 +71,7 @@ def faults(experiment: Experiment) -> list[str]:
         found += _unknown(f"claims.{claim.id}.runs: unknown group", claim.runs, spec.runs)
         found += _judging_faults(experiment, claim) if resolved else ()
         found += _theirs_faults(experiment, claim) if resolved else ()
+    found += registration.weak(experiment) if not found else ()
     return found
 
 
@@ -128,6 +130,16 @@ def _style_faults(experiment: Experiment, where: str, panel: Panel) -> Iterator[
         if of.count(series) > LINE_STYLES:
             what = f"{of.count(series)} variants of series '{series}', but only {LINE_STYLES} line styles"
             yield f"{where}.colour_by: {what}. Write fewer under 'variants', or another 'series:' under some of them."
+
+
+def _suite_faults(experiment: Experiment, where: str, panel: Panel) -> Iterator[str]:
+    """Check that the arm that is compared with the others is among several."""
+    if panel.kind not in SUITE or not panel.of:
+        return
+    shown = experiment.shown(panel)
+    yield from _unknown(f"{where}.of: unknown variant", [panel.of], shown)
+    if len(shown) < 2:
+        yield f"{where}.variants: '{panel.of}' alone has nothing to improve on. Write another one."
 
 
 def _pair_faults(experiment: Experiment) -> Iterator[str]:

@@ -210,12 +210,42 @@ def _measure(verdict: Verdict, experiment: Experiment, claim: Judged, results: P
     if isinstance(claim, AgreementClaim):
         return _agree(verdict, claim, sides[0])
     assert isinstance(claim, Claim)
+    of, to = _two_sides(verdict, claim, sides)
+    return _compare(verdict, claim, of, to)
+
+
+def _two_sides(verdict: Verdict, claim: Claim, sides: Sequence[Arm]) -> tuple[Arm, Arm | None]:
+    """Return both sides of a contrast in its units: the second may be a published number, or none."""
+    sides = list(sides)
     if claim.theirs:
         constant = [
             np.full(len(values), verdict.theirs[t]) for t, values in zip(verdict.tasks, sides[0].values, strict=True)
         ]
         sides.append(Arm(constant, [], 0, set()))
-    return _compare(verdict, claim, sides[0], sides[1] if len(sides) > 1 else None)
+    units = [claim.contrast.units.get(task, 1.0) for task in verdict.tasks]
+    for arm in sides:
+        arm.values = [values / unit for values, unit in zip(arm.values, units, strict=True)]
+    return sides[0], sides[1] if len(sides) > 1 else None
+
+
+def differences(experiment: Experiment, claim: Claim, tier: str, results: Path) -> list[np.ndarray]:
+    """Return what is averaged, per task: the paired differences of a claim's runs, of a ratio those of logarithms.
+
+    Raises:
+        MissingRunsError: a run is not there, or cannot be believed.
+        ValueError: a run diverged and the claim states no worst value, or a ratio has none.
+    """
+    verdict, _ = _beside(_blank(experiment, claim, tier), experiment, claim)
+    jobs = [job for job in experiment.judging_jobs(claim, tier) if job.task in verdict.tasks]
+    of, to = _two_sides(verdict, claim, [arms.read(jobs, side, results) for side in claim.sides])
+    if not all(np.isfinite(values).all() for arm in filter(None, (of, to)) for values in arm.values):
+        raise ValueError("runs diverged and the claim states no worst value")
+    if claim.contrast.kind != "ratio":
+        return [x - y for x, y in zip(of.values, to.values if to else np.zeros(len(of.values)), strict=True)]
+    assert to is not None
+    if not all((values > 0).all() for arm in (of, to) for values in arm.values):
+        raise ValueError("values are not positive: there is no ratio of them")
+    return [np.log(x) - np.log(y) for x, y in zip(of.values, to.values, strict=True)]
 
 
 def _believed(verdict: Verdict, rule: str, jobs: Sequence[Job], sides: Sequence[Arm]) -> tuple[Verdict, bool]:
@@ -279,9 +309,6 @@ def _ranked(verdict: Verdict, experiment: Experiment, claim: RankClaim, results:
 def _compare(verdict: Verdict, claim: Claim, of: Arm, to: Arm | None) -> Verdict:
     """Estimate a contrast on all tasks and on each, and decide."""
     tasks = verdict.tasks
-    for arm in filter(None, (of, to)):
-        units = [claim.contrast.units.get(task, 1.0) for task in tasks]
-        arm.values = [values / unit for values, unit in zip(arm.values, units, strict=True)]
     if claim.contrast.kind == "ratio":
         low = sum(int((values <= 0).sum()) for arm in filter(None, (of, to)) for values in arm.values)
         if low:

@@ -6,8 +6,6 @@ of the experiment are not part of it, so two figures that need the same run shar
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +17,7 @@ from pydantic import ValidationError
 from dynarep import checks, envs, files
 from dynarep.configs import AgentConfig, Config, EnvironmentConfig, ProtocolConfig, registry
 from dynarep.errors import UserError, explain, invalid, nearest, unknown
+from dynarep.hashing import identity
 from dynarep.schema import ExperimentFile, Group, Panel, ResultTable, TierFile, budget_model
 from dynarep.statements import TIERS, Judged, Rank, RankClaim
 
@@ -50,12 +49,6 @@ class RunConfig:
         """Return the run's folder below results/runs, without the seed."""
         label = f"{self.protocol.label()}-{self.agent.label().removeprefix(self.agent.name + '-')}"
         return Path(self.agent.name, self.environment.task, f"{label}-{self.identity()[:8]}")
-
-
-def identity(content: Mapping[str, Any]) -> str:
-    """Hash a resolved configuration: canonical JSON (sorted keys, no spaces, no NaN), SHA-256."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ import numpy as np
 
 from dynarep import manifests, untrusted
 from dynarep.errors import UserError
-from dynarep.experiment import RunConfig, identity
+from dynarep.experiment import RunConfig
+from dynarep.hashing import identity
 
 METRICS, MANIFEST = "metrics.csv", "manifest.json"
 DEPTH = 4  # of a run's folder below the folder of runs
@@ -87,10 +89,8 @@ def check_writable(folder: Path) -> None:
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
-    probe = existing / f".write-test.{os.getpid()}"
     try:
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise UserError(
             f"{folder}: not writable ({existing}: {error.strerror}). Pass --results with a folder you may write to."

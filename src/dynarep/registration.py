@@ -7,15 +7,27 @@ again: of those the git commit in the manifest does. Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dynarep.experiment import Experiment, identity
-from dynarep.statements import TIERS, Judged, RankClaim
+from pydantic import ConfigDict, Field, ValidationError
+
+from dynarep.configs import Config
+from dynarep.errors import UserError, explain, invalid
+from dynarep.hashing import identity
+from dynarep.statements import TIERS, Judged, RankClaim, Tier
+
+if TYPE_CHECKING:
+    from dynarep.experiment import Experiment
 
 # What decides a verdict. Wording, sources and published numbers that are only shown may be corrected at any time.
 DECIDES = {"contrast", "direction", "no_effect", "smallest", "tiers", "runs"}
 DIGITS = 16
+CALIBRATION = "calibration.csv"  # beside the experiment files; written by `dynarep claims --calibrate`
+LEAST_POWER = 0.8  # of a gated claim
 
 Rules = Mapping[str, str]  # claim -> hash
 
@@ -63,3 +75,75 @@ def state(now: str, claim: str, behind: Iterable[Rules | None]) -> str:
     if any(rules is not None and rules.get(claim) != now for rules in said):
         return "no"
     return "unknown" if None in said or not said else "yes"
+
+
+# -- power --------------------------------------------------------------------------------------------------------
+
+
+class Calibrated(Config):
+    """A row of `CALIBRATION`: see `calibration.Row`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    claim: str
+    tier: Tier
+    rule: str
+    seeds: int = Field(ge=2)
+    tasks: int = Field(ge=1)
+    spread: float = Field(ge=0)
+    effect: float
+    false_support: float = Field(ge=0, le=1)
+    false_support_error: float = Field(ge=0, le=1)
+    power: float = Field(ge=0, le=1)
+    power_error: float = Field(ge=0, le=1)
+    power_at_seen: float = Field(ge=0, le=1)
+
+
+def calibrated(folder: Path) -> dict[tuple[str, str], Calibrated]:
+    """Read the calibration of gated claims, (claim, tier) -> row; empty without a file. UserError lists its faults."""
+    path = folder / CALIBRATION
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    found: dict[tuple[str, str], Calibrated] = {}
+    faults: list[str] = []
+    for line, data in enumerate(csv.DictReader(io.StringIO(text)), start=2):
+        try:
+            row = Calibrated.model_validate(data)
+        except ValidationError as error:
+            faults += explain(error, Calibrated, f"line {line}: ")
+            continue
+        if (row.claim, row.tier) in found:
+            faults.append(f"line {line}: '{row.claim}' at '{row.tier}' is there twice.")
+        found[row.claim, row.tier] = row
+    if faults:
+        raise invalid(path, faults)
+    return found
+
+
+def weak(experiment: Experiment) -> Iterator[str]:
+    """Yield the claims that are gated where their calibrated power is too low.
+
+    A row for another rule or another number of seeds says nothing of this one; `dynarep claims` asks for a new one.
+    """
+    rows = calibrated(experiment.folder)
+    for claim in experiment.spec.judged():
+        for tier in (tier for tier in TIERS if claim.role(tier) == "gated"):
+            row = rows.get((claim.id, tier))
+            if row and row.power < LEAST_POWER and not outdated(row, experiment, claim, tier):
+                yield (
+                    f"claims.{claim.id}.tiers.{tier}: gated, with a power of {row.power:.0%} at an effect of "
+                    f"{row.effect:g} ({CALIBRATION}); a gate needs {LEAST_POWER:.0%}. Write 'reported', or plan more "
+                    "seeds."
+                )
+
+
+def outdated(row: Calibrated, experiment: Experiment, claim: Judged, tier: str) -> bool:
+    """Return whether a calibration is of another rule, or of fewer or more seeds than are planned now."""
+    seeds: dict[tuple[str, str], int] = {}
+    for job in _jobs(experiment, claim, tier):
+        seeds[job.variant, job.task] = seeds.get((job.variant, job.task), 0) + len(job.seeds)
+    return row.rule != rule(experiment, claim) or row.seeds != min(seeds.values(), default=0)

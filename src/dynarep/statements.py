@@ -174,12 +174,15 @@ class Effect(Judged):
     Attributes:
         direction: greater or less than `no_effect`; or equal: within `smallest` of it (for ratios, a factor).
         smallest: the smallest effect that matters, on the contrast's scale, on the claimed side of `no_effect`.
+        expects: the effect that the claim was planned for, beyond `smallest`; power is calculated at it. Say in `why`
+            where it comes from; never from the runs that judge the claim.
     """
 
     contrast: Contrast | Rank
     direction: Literal["greater", "less", "equal"]
     no_effect: float
     smallest: float
+    expects: float | None = Field(None, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _smallest_on_the_claimed_side(self) -> Effect:
@@ -188,7 +191,27 @@ class Effect(Judged):
             raise ValueError(f"smallest {self.smallest} lies on the other side of no_effect {self.no_effect}")
         if self.contrast.kind == "ratio" and min(self.no_effect, self.smallest) <= 0:
             raise ValueError("no_effect and smallest of a ratio must be positive")
+        if self.expects is not None and self.direction != "equal":
+            short = self.expects < self.smallest if self.direction == "greater" else self.expects > self.smallest
+            if short or (self.contrast.kind == "ratio" and self.expects <= 0):
+                raise ValueError(f"expects {self.expects} falls short of smallest {self.smallest}")
+        if self.expects is not None and self.direction == "equal":
+            raise ValueError("an equality expects no effect; leave 'expects' out")
         return self
+
+    @property
+    def claimed(self) -> float:
+        """Return the effect at which power is calculated: what is expected, or else twice the smallest that matters.
+
+        Twice as far from `no_effect`, of a ratio on the log scale; at the smallest one itself half of all estimates
+        fall short of it. Of an equality, no effect.
+        """
+        if self.expects is not None:
+            return self.expects
+        if self.direction == "equal":
+            return self.no_effect
+        ratio = self.contrast.kind == "ratio"
+        return self.smallest**2 / self.no_effect if ratio else 2 * self.smallest - self.no_effect
 
     def negligible(self) -> tuple[float, float]:
         """Return the bounds of the region of effects too small to matter, around `no_effect`."""

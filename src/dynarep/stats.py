@@ -51,7 +51,7 @@ RESAMPLES = 50_000  # rliable's default
 MAX_SEEDS = 10_000
 MOST_LISTED = 8  # settings of which all orders are tried: 8! = 40,320
 _CHUNK = 2**18  # resampled values held at once, 2 MB per array; the result does not depend on it
-_ROUNDING = 16 * np.finfo(np.float64).eps  # relative spread below which values count as identical
+ROUNDING = 16 * np.finfo(np.float64).eps  # relative spread below which values count as identical
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ def seeds_needed(spread: float, effect: float, strata: int = 1, alpha: float = 0
     if not (np.isfinite(spread) and np.isfinite(effect)) or effect == 0:
         return None
     if spread <= 0:  # the module's rule for zero spread
-        return next((n for n in range(2, MAX_SEEDS + 1) if _sign_test([n] * strata) <= alpha), None)
+        return next((n for n in range(2, MAX_SEEDS + 1) if sign_test([n] * strata) <= alpha), None)
 
     def reached(n: int) -> bool:
         dof = strata * (n - 1)
@@ -342,7 +342,7 @@ def _canonical(strata: list[Array]) -> list[Array]:
     return sorted((np.sort(values) for values in strata), key=lambda values: (values.size, *values))
 
 
-def _sign_test(sizes: Sequence[int]) -> float:
+def sign_test(sizes: Sequence[int]) -> float:
     """Bound the chance that the runs of at least one task all lie on one side of that task's median."""
     return min(1.0, sum(2.0 ** (1 - n) for n in sizes))
 
@@ -354,35 +354,56 @@ def _estimate(arms: list[tuple[Array, Array]], null: float, key: Key, ratio: boo
     if ratio:
         arms, null = [(np.log(x), np.log(y)) for x, y in arms], float(np.log(null))
     magnitude = max(float(np.abs(arm).max()) for pair in arms for arm in pair)
-    rounding = _ROUNDING * max(magnitude, float(ratio))  # a logarithm inherits the relative error of its argument
+    rounding = ROUNDING * max(magnitude, float(ratio))  # a logarithm inherits the relative error of its argument
 
     strata = _canonical([x - y for x, y in arms])
-    sizes = np.array([len(values) for values in strata])
-    means = np.array([values.mean() for values in strata])
-    squares = np.array([((values - mean) ** 2).sum() for values, mean in zip(strata, means, strict=True)])
-    point, dof = float(means.mean()), sizes - 1
-    spread = float(np.sqrt(squares.sum() / dof.sum())) if dof.any() else float("nan")
-    weight = np.repeat(1 / (len(strata) * sizes), sizes)
+    sizes = [values.size for values in strata]
+    weight = np.repeat([1 / (len(strata) * n) for n in sizes], sizes)
     boot = bootstrap(strata, lambda x, axis: x @ weight, RESAMPLES, key)
-
-    half, p = np.inf, 1.0
-    if not dof.all():  # a task with a single run: its variance is unknown, and so is everything else
+    if min(sizes) < 2:  # a task with a single run: its variance is unknown, and so is everything else
         boot = (-np.inf, np.inf)
-    elif spread <= rounding:
-        spread, sign = 0.0, _sign_test(sizes.tolist())
-        half = 0.0 if sign <= 1 - CONFIDENCE else np.inf
-        p = 1.0 if abs(point - null) <= rounding else sign
-    else:
-        variances = squares / dof / sizes
-        error = float(np.sqrt(variances.sum())) / len(strata)
-        share = variances / variances.sum()
-        freedom = 1 / float((share**2 / dof).sum())
-        half = float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
-        p = 2 * float(special.stdtr(freedom, -abs(point - null) / error))
+    point, half, p, spread = (float(x) for x in t_interval(strata, null, float(rounding)))
 
     reported = np.array([point, point - half, point + half, *boot])
     if ratio:
         with np.errstate(over="ignore", under="ignore"):  # a ratio above 1e308 is reported as infinite
             reported = np.exp(reported)
     point, low, high, boot_low, boot_high = reported.tolist()
-    return Estimate(point, low, high, p, int(sizes.min()), len(strata), spread, boot_low, boot_high)
+    return Estimate(point, low, high, p, min(sizes), len(strata), spread, boot_low, boot_high)
+
+
+def t_interval(strata: Sequence[Array], null: float, rounding: float = 0.0) -> tuple[Array, Array, Array, Array]:
+    """Stratified one-sample t, equal weight per task, with Welch-Satterthwaite degrees of freedom; of many data sets.
+
+    Args:
+        strata: one array (..., runs) per task, with the same leading shape: that of the data sets.
+        null: the value that p is against.
+        rounding: spread up to which the runs of a data set count as identical.
+
+    Returns:
+        Point, half-width of the 95 % interval, two-sided p and pooled within-task standard deviation, each of the
+        leading shape. With a single run in some task the half-width is infinite and p is 1.
+    """
+    sizes = np.array([values.shape[-1] for values in strata])
+    column = (slice(None), *(None,) * (strata[0].ndim - 1))  # tasks first, then data sets
+    dof = (sizes - 1)[column]
+    means = np.array([values.mean(axis=-1) for values in strata])
+    squares = np.array([((v - mean[..., None]) ** 2).sum(axis=-1) for v, mean in zip(strata, means, strict=True)])
+    point = means.mean(axis=0)
+    if not (sizes - 1).all():
+        total = int((sizes - 1).sum())
+        spread = np.sqrt(squares.sum(axis=0) / total) if total else np.full_like(point, np.nan)
+        return point, np.full_like(point, np.inf), np.ones_like(point), spread
+    spread = np.sqrt(squares.sum(axis=0) / dof.sum())
+    same = spread <= rounding
+    with np.errstate(divide="ignore", invalid="ignore"):  # of identical runs, which follow
+        variances = squares / dof / sizes[column]
+        error = np.sqrt(variances.sum(axis=0)) / len(strata)
+        share = variances / variances.sum(axis=0)
+        freedom = 1 / (share**2 / dof).sum(axis=0)
+        half = special.stdtrit(freedom, (1 + CONFIDENCE) / 2) * error
+        p = 2 * special.stdtr(freedom, -np.abs(point - null) / error)
+    sign = sign_test(sizes.tolist())
+    half = np.where(same, 0.0 if sign <= 1 - CONFIDENCE else np.inf, half)
+    p = np.where(same, np.where(np.abs(point - null) <= rounding, 1.0, sign), p)
+    return point, half, p, np.where(same, 0.0, spread)

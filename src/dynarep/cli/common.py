@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from rich.console import Console
 from tyro.conf import arg
 
-from dynarep.errors import unknown
+from dynarep.errors import UserError, unknown
 from dynarep.experiment import Experiment, find, load_all
 from dynarep.files import home
 from dynarep.schema import TIERS
@@ -21,12 +21,18 @@ from dynarep.schema import TIERS
 TierArg = Annotated[str, arg(help=f"budget: {', '.join(TIERS)}")]
 JsonArg = Annotated[bool, arg(help="print JSON instead of a table")]
 ResultsArg = Annotated[Path | None, arg(metavar="PATH", help="folder of runs (default: results/runs)")]
+SOURCES = ("runs", "reference")  # below results: made here, committed
+FromArg = Annotated[str, arg(name="from", metavar="SOURCE", help="runs, or reference: the committed ones")]
 FiguresArg = Annotated[Path | None, arg(metavar="PATH", help="folder of figures (default: figures)")]
 
 
-def results_folder(folder: Path | None) -> Path:
-    """Return the folder of runs that was asked for, or the usual one."""
-    return folder or home() / "results" / "runs"
+def results_folder(folder: Path | None, source: str = "runs") -> Path:
+    """Return the folder of runs that was asked for, or the usual one of a source; UserError if both were."""
+    if source not in SOURCES:
+        raise unknown("source of runs", source, SOURCES, "Pass --from with one of them.")
+    if folder is not None and source != "runs":
+        raise UserError(f"--results {folder}: goes without --from {source}, which is {home() / 'results' / source}.")
+    return folder or home() / "results" / source
 
 
 def figures_folder(folder: Path | None) -> Path:

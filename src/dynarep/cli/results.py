@@ -13,17 +13,23 @@ from tyro.conf import arg
 
 from dynarep.cli.common import (
     FiguresArg,
+    FromArg,
     JsonArg,
     ResultsArg,
     TierArg,
     console,
     figures_folder,
     print_json,
+    progress,
     results_folder,
     selected,
 )
-from dynarep.experiment import find, load_all
+from dynarep.errors import UserError, unknown
+from dynarep.experiment import Experiment, find, load_all
+from dynarep.files import experiments as experiments_folder
 from dynarep.files import home, tier_file
+from dynarep.registration import CALIBRATION
+from dynarep.statements import Judged
 
 STYLE_OF = {"supported": "green", "contradicted": "red", "inconclusive": "yellow", "untested": "dim"}
 
@@ -33,15 +39,17 @@ def figure(
     tier: TierArg = "ci",
     results: ResultsArg = None,
     figures: FiguresArg = None,
+    source: FromArg = "runs",
 ) -> None:
     """Draw figures from the runs that are there: figures/<tier>/<paper>/<id>.csv, .svg, .pdf, .png."""
     tier_file(tier)
     everything = load_all()
     chosen = [find(everything, word) for word in experiment]
+    folder = results_folder(results, source)
     from dynarep import figures as drawing  # matplotlib, pandas
 
     for one in chosen:
-        for path in drawing.write(one, tier, results_folder(results), figures_folder(figures)):
+        for path in drawing.write(one, tier, folder, figures_folder(figures)):
             print(path)
 
 
@@ -52,16 +60,29 @@ def claims(
     out: Annotated[Path | None, arg(help="also write the JSON to this file, and exit 0 whatever the verdicts")] = None,
     json: JsonArg = False,
     markdown: Annotated[bool, arg(help="print the README's table")] = False,
+    source: FromArg = "runs",
+    explain: Annotated[str | None, arg(metavar="CLAIM", help="all about one: rule, runs, numbers, verdict")] = None,
+    calibrate: Annotated[bool, arg(help="simulate the gated claims: how often is a verdict wrong?")] = False,
+    write: Annotated[bool, arg(help=f"with --calibrate: keep the outcome in experiments/{CALIBRATION}")] = False,
 ) -> None:
     """Judge every claim at a tier. Exit code 1 if a gated claim is not supported."""
     tier_file(tier)
     everything = load_all()
+    folder = results_folder(results, source)
+    if calibrate:
+        _calibrate(everything, tier, folder, json, write)
+        return
+    if write:
+        raise UserError("--write: goes with --calibrate.")
+    if explain is not None:
+        _explain(everything, explain, tier, folder)
+        return
     keep = {c.id for e in selected(paper, None) for c in e.spec.claims}
     from dynarep import claims as judging  # scipy
     from dynarep import records
 
     # All claims are judged, whatever is shown: the correction for multiplicity must not depend on a filter.
-    verdicts = [v for v in judging.judge_all(everything, tier, results_folder(results)) if v.claim in keep]
+    verdicts = [v for v in judging.judge_all(everything, tier, folder) if v.claim in keep]
     data = [v.data() for v in verdicts]
     if out is not None:
         records.atomic_write(out, (jsonlib.dumps(data, indent=1) + "\n").encode())
@@ -72,7 +93,7 @@ def claims(
     else:
         _print_verdicts(verdicts, tier)
         pages = [
-            results_folder(results) / "report" / f"{tier}.html",
+            _page(results, tier),
             *sorted((home() / "figures" / tier).glob("*/*.png")),
         ]
         for path in pages:
@@ -82,6 +103,11 @@ def claims(
     if failed and out is None:
         print(f"gated claims not supported: {', '.join(failed)}", file=sys.stderr)
         raise SystemExit(1)
+
+
+def _page(results: Path | None, tier: str) -> Path:
+    """Return where a tier's report lies: never beside committed runs."""
+    return results_folder(results) / "report" / f"{tier}.html"
 
 
 def _measured(v: Any, separator: str) -> str:
@@ -116,7 +142,66 @@ def _print_verdicts(verdicts: Sequence[Any], tier: str) -> None:
     console().print(table)
 
 
-def report(tier: TierArg = "ci", results: ResultsArg = None, figures: FiguresArg = None) -> None:
+def _explain(everything: Sequence[Experiment], name: str, tier: str, folder: Path) -> None:
+    """Print all about one claim; UserError for a name that does not exist."""
+    owners = {claim.id: (experiment, claim) for experiment in everything for claim in experiment.spec.claims}
+    if name not in owners:
+        raise unknown("claim", name, owners, "Pass --explain with one of them; `dynarep list` shows them.")
+    from dynarep import claims as judging
+    from dynarep.cli.explain import explain
+
+    experiment, claim = owners[name]
+    together = (
+        everything if isinstance(claim, Judged) and claim.role(tier) == "gated" else [experiment]
+    )  # Holm's correction needs all gates
+    (verdict,) = [v for v in judging.judge_all(together, tier, folder) if v.claim == name]
+    explain(experiment, claim, verdict, folder)
+
+
+def _calibrate(everything: Sequence[Experiment], tier: str, folder: Path, json: bool, write: bool) -> None:
+    """Print how often the gates of a tier are wrong; exit code 1 if one of them should not be a gate."""
+    from dynarep import calibration, records
+
+    with progress("calibration", "claims") as report:
+        rows, anything = calibration.run(everything, tier, folder, report=lambda done, total: report(done, total, {}))
+    if write:
+        path = experiments_folder() / CALIBRATION
+        kept = path.read_text(encoding="utf-8") if path.exists() else ""
+        records.atomic_write(path, calibration.to_csv(rows, kept, tier).encode())
+    if json:
+        print_json({"rows": [row.data() for row in rows], "any_false_support": anything, "draws": calibration.DRAWS})
+    else:
+        table = Table(
+            title=f"gated claims at tier {tier}, {calibration.DRAWS:,} simulated data sets", title_justify="left"
+        )
+        columns = (
+            "claim",
+            "seeds x tasks",
+            "spread",
+            "effect claimed",
+            "false support",
+            "power",
+            "power at the effect seen",
+            "",
+        )
+        for name in columns:
+            table.add_column(name, justify="left" if name in ("claim", "") else "right")
+        for r in rows:
+            table.add_row(
+                r.claim, f"{r.seeds} x {r.tasks}", f"{r.spread:.3g}", f"{r.effect:g}",
+                f"{r.false_support:.2%} ± {r.false_support_error:.2%}", f"{r.power:.1%} ± {r.power_error:.1%}",
+                f"{r.power_at_seen:.1%}", f"[red]{'; '.join(r.faults)}[/]" if r.faults else "",
+            )  # fmt: skip
+        console().print(table)
+        print(f"Without any effect, some gated claim is called supported in {anything:.2%} of data sets.")
+    if faulty := [row.claim for row in rows if row.faults]:
+        print(f"should not be gated at tier {tier}: {', '.join(faulty)}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def report(
+    tier: TierArg = "ci", results: ResultsArg = None, figures: FiguresArg = None, source: FromArg = "runs"
+) -> None:
     """Write the report, one self-contained page: results/runs/report/<tier>.html."""
     tier_file(tier)
     experiments = load_all()
@@ -124,8 +209,9 @@ def report(tier: TierArg = "ci", results: ResultsArg = None, figures: FiguresArg
     from dynarep import records
     from dynarep import report as reporting
 
-    path = results_folder(results) / "report" / f"{tier}.html"
-    verdicts = judging.judge_all(experiments, tier, results_folder(results))
-    page = reporting.build(experiments, tier, verdicts, results_folder(results), figures_folder(figures))
+    folder = results_folder(results, source)
+    path = _page(results, tier)
+    verdicts = judging.judge_all(experiments, tier, folder)
+    page = reporting.build(experiments, tier, verdicts, folder, figures_folder(figures))
     records.atomic_write(path, page.encode())
     print(path)
