@@ -1,4 +1,4 @@
-"""What is left when a job or the scheduler is killed, a checkpoint torn, the disk full: nothing torn, the same bytes."""
+"""A job or the scheduler killed, a checkpoint torn, the disk full: nothing torn is believed, the bytes are the same."""
 
 import errno
 import functools
@@ -22,10 +22,12 @@ import psutil
 import pytest
 import torch
 
+import synthetic
 from conftest import CHECKOUT
 from dynarep import cli, records, run, scheduler
 from dynarep.errors import UserError
 from dynarep.experiment import Job
+from dynarep.figures import drawing
 from test_run import LOOPS, loop, metrics
 
 # -- kill -9 of a job ---------------------------------------------------------------------------------------------
@@ -196,18 +198,17 @@ def test_a_torn_checkpoint_never_takes_the_place_of_the_one_before(tmp_path, twi
     _one_bit(newest)
     protocol = run._build(this, list(this.seeds))
     history = run._resume(protocol, this, list(this.seeds), newest)
-    replaced = []
+    replace = Path.replace
 
-    def killed(self: Path, target: Path) -> None:
-        replaced.append(self)
-        if self != newest:
-            raise KeyboardInterrupt
+    def killed(self: Path, target: Path) -> Path:
+        if self == newest:
+            return replace(self, target)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         run._save(protocol, this, list(this.seeds), newest, history)
     monkeypatch.undo()
-    assert newest not in replaced or not newest.exists()
     assert run._read(run._before(newest))["done"] == twice_saved[1]
 
 
@@ -246,7 +247,8 @@ def fill(disk: Path, leave: int = 0) -> None:
         while True:
             os.write(ballast, bytes(4096))
     except OSError as error:
-        assert error.errno == errno.ENOSPC
+        if error.errno != errno.ENOSPC:
+            raise
         os.ftruncate(ballast, os.fstat(ballast).st_size // 4096 * 4096 - 4096 * leave)
     finally:
         os.close(ballast)
@@ -297,3 +299,153 @@ def test_a_full_disk_is_one_message_and_nothing_torn_is_accepted_later(tmp_path,
     (disk / "ballast").unlink()
     assert run.train(this, results) == [0]
     assert metrics(results, this) == metrics(tmp_path / "whole", this)
+
+
+@pytest.mark.slow
+def test_a_figure_that_does_not_fit_is_one_message_and_leaves_no_torn_file(new_home, disk, capsys):
+    experiment = synthetic.trial(new_home)
+    synthetic.write_runs(experiment, "smoke", new_home / "results" / "runs", lambda *_: 1.0)
+    draw = ["figure", "--experiment", "Y1", "--tier", "smoke", "--figures"]
+    cli.main([*draw, str(new_home / "figures")])
+    whole = {path.name: path.read_bytes() for path in (new_home / "figures").rglob("Y1.*")}
+    assert len(whole) == 4
+    fill(disk, leave=sum(-(-len(whole[f"Y1.{kind}"]) // 4096) for kind in ("csv", "svg")) + 1)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*draw, str(disk / "figures")])
+    assert stop.value.code == 2
+    assert re.search(r"Y1\.(pdf|png): cannot be written: No space left on device", capsys.readouterr().err)
+    left = {path.name: path.read_bytes() for path in disk.rglob("*") if path.is_file() and path.name != "ballast"}
+    assert left.items() < whole.items(), "a torn figure"
+    (disk / "ballast").unlink()
+    cli.main([*draw, str(disk / "figures")])
+    assert {path.name: path.read_bytes() for path in disk.rglob("Y1.*")} == whole
+
+
+def test_a_read_only_disk_is_one_message_before_anything_is_computed(new_home, disk, monkeypatch, capsys):
+    experiment = synthetic.trial(new_home)
+    results = new_home / "results" / "runs"
+    synthetic.write_runs(experiment, "smoke", results, lambda *_: 1.0)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    monkeypatch.setattr(run, "_build", lambda *_: pytest.fail("trains what it cannot write"))
+    monkeypatch.setattr(drawing, "figure", lambda *_: pytest.fail("draws what it cannot write"))
+    job = ["--experiment", "Y1", "--variant", "sac", "--task", "Hopper-v5", "--seeds", "0", "--tier", "smoke"]
+    for command in (
+        ["train", *job, "--results", str(disk / "runs")],
+        ["figure", "--experiment", "Y1", "--tier", "smoke", "--figures", str(disk)],
+        ["claims", "--tier", "smoke", "--out", str(disk / "claims.json")],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(command)
+        assert stop.value.code == 2
+        said = capsys.readouterr().err
+        assert "Read-only file system" in said
+        assert len(said.splitlines()) == 1, said
+
+
+# -- kill -9 of the scheduler -------------------------------------------------------------------------------------
+
+
+def test_a_folder_has_one_scheduler_at_a_time_and_none_is_kept_out_by_a_dead_one(tmp_path, monkeypatch):
+    monkeypatch.setenv(scheduler.VARIABLE, "1")
+    stale = tmp_path / scheduler.SNAKEMAKE_LOCKS / "0.input.lock"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    first = scheduler.Turn(tmp_path)
+    assert not stale.exists(), "a dead Snakemake's lock keeps others out"
+    assert scheduler.VARIABLE not in os.environ, "jobs would take the process that started the scheduler for it"
+    dry_run = scheduler.Turn(tmp_path)
+    first.take()
+    assert os.environ[scheduler.VARIABLE] == str(os.getpid())
+    stale.touch()
+    second = scheduler.Turn(tmp_path)
+    assert stale.exists(), "the lock of a living Snakemake was removed"
+    for late in (dry_run, second):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} is making results here already"):
+            late.take()
+    first._file.close()
+    for late in (dry_run, second):  # their plans are from before: what they would make is there
+        with pytest.raises(UserError, match="Type the same command again"):
+            late.take()
+    scheduler.Turn(tmp_path).take(here=False)
+    assert scheduler.VARIABLE not in os.environ, "a job on another machine would look for the scheduler there"
+
+
+@pytest.mark.parametrize(("whose", "lives"), [("parent", True), ("stranger", False), ("", True)])
+def test_a_job_stops_when_its_scheduler_is_gone_and_only_then(whose, lives):
+    number = {"parent": str(os.getpid()), "stranger": str(2**22 + 1), "": ""}[whose]
+    code = "import time; from dynarep import scheduler; scheduler.watch(); time.sleep(1.5)"
+    env = {**os.environ, scheduler.VARIABLE: number} if whose else os.environ
+    done = subprocess.run([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == (0 if lives else -signal.SIGTERM), done.stderr
+    assert ("scheduler of this job is gone" in done.stderr) == (not lives)
+
+
+LONG = {  # one job of some ten seconds
+    "variants": {"sac": {"label": "SAC", "algorithm": "sac", "agent": {"updates_per_step": 1}}},
+    "runs": {
+        "small": {
+            **synthetic.TRIAL["runs"]["small"],
+            "settings": {},
+            "budget": {
+                "smoke": [
+                    {
+                        **{"tasks": ["Hopper-v5"], "seeds": 2, "width": 16, "batch_size": 32},
+                        **{"steps": 1500, "random_steps": 64, "eval_every": 750, "eval_episodes": 1},
+                    }
+                ]
+            },
+        }
+    },
+    "figure": {"panels": [{"kind": "final", "metrics": {"return/final": "return"}, "label": "final return"}]},
+    "claims": [],
+}
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "-s", str(CHECKOUT / "Snakefile"), "--config", "tier=smoke"]
+SNAKEMAKE += ["--profile", str(CHECKOUT / "experiments/profiles/default"), "--cores", "1"]
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on_after_the_scheduler_was_killed(tmp_path, monkeypatch):
+    """Its job saves its state and stops; locks, marks of incomplete files and the job itself are no obstacle."""
+    home, runs = tmp_path / "home", tmp_path / "home" / "results" / "runs"
+    (home / "experiments" / "tiers").mkdir(parents=True)
+    for tier in ("smoke", "ci", "reduced", "paper"):
+        (home / f"experiments/tiers/{tier}.yaml").write_text(f"{{tier: {tier}, purpose: x, budget: {{seeds: 2}}}}")
+    monkeypatch.setenv("DYNAREP_HOME", str(home))
+    (job,) = synthetic.trial(home, **LONG).jobs("smoke")
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(SNAKEMAKE, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    first = start()
+    until(lambda: (home / scheduler.LOCK).exists() and (home / scheduler.LOCK).read_text())
+    second = start()
+    until(lambda: list(runs.glob("sac/*/*/.seeds=0-1.lock")))
+    trainer = next(p for p in psutil.Process(first.pid).children(recursive=True) if "train" in p.cmdline())
+    said = second.communicate()[0]
+    assert second.returncode == 1
+    assert f"process {first.pid} is making results here already. Wait for it" in said
+    assert "Traceback" not in said
+    assert trainer.is_running()
+    first.kill()
+    again = start()
+    first.communicate()
+    said = again.communicate()[0]
+    assert again.returncode == 0, said
+    assert not trainer.is_running()
+    for folder in job.folders():
+        resumed = json.loads((runs / folder / "manifest.json").read_text())["resumed"]
+        assert len(resumed) == 1, "the killed scheduler's job did not save its state"
+    assert (home / "figures/smoke/beyond/Y1.svg").exists()
+    run.train(job, tmp_path / "whole")
+    assert metrics(runs, job) == metrics(tmp_path / "whole", job)
+    left = [path for path in runs.rglob(".*") if path.is_file()]
+    left += [*home.glob(".snakemake/locks/*"), *home.glob(".snakemake/incomplete/*")]
+    assert not left
+
+
+def until(there: Callable[[], Any], seconds: float = 120.0) -> None:
+    """Wait for something."""
+    patience = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < patience, "waited in vain"
+        time.sleep(0.1)

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import uuid
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
@@ -61,24 +61,29 @@ class Turn:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a+")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            process = self._read().split(" ")[0]
-            raise UserError(
-                f"{self._path.parents[1].resolve()}: process {process} is making results here already. Wait for it, "
-                f"or stop it (kill -INT {process}); what is done stays."
-            ) from None
+            file = self._path.open("a+", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{self._path}: cannot be written: {error.strerror}.") from None
-        if self._busy or self._read() != self._token:
-            raise UserError("another run ended here while this one was planned. Type the same command again.")
-        try:
-            self._file.truncate(0)
-            self._file.write(f"{os.getpid()} {uuid.uuid4().hex}")
-            self._file.flush()
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written: {error.strerror}. Free space.") from None
+        with ExitStack() as stack:
+            stack.enter_context(file)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                process = self._read().split(" ")[0]
+                raise UserError(
+                    f"{self._path.parents[1].resolve()}: process {process} is making results here already. Wait for "
+                    f"it, or stop it (kill -INT {process}); what is done stays."
+                ) from None
+            if self._busy or self._read() != self._token:
+                raise UserError("another run ended here while this one was planned. Type the same command again.")
+            try:
+                file.truncate(0)
+                file.write(f"{os.getpid()} {uuid.uuid4().hex}")
+                file.flush()
+            except OSError as error:
+                raise UserError(f"{self._path}: cannot be written: {error.strerror}. Free space.") from None
+            stack.pop_all()
+            self._file = file  # open, and so locked, as long as this process lives
         if here:
             os.environ[VARIABLE] = str(os.getpid())
 
