@@ -46,10 +46,11 @@ def read_bytes(path: Path, most: int) -> bytes:
         if path.is_symlink():
             raise UntrustedError("link", "is a link; it is not followed") from None
         raise UntrustedError("malformed", f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise UntrustedError("link", "cannot be read: is no regular file")
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise UntrustedError("link", "cannot be read: is no regular file")
         if found.st_size > most:
             raise UntrustedError("size", f"is too large to be read: {found.st_size:,} bytes, at most {most:,}")
         try:

@@ -32,6 +32,7 @@ def audit(
     again: int | None = None,
     seed: int = 0,
     progress: Progress = lambda what, done, total: None,
+    source: str = "runs",
 ) -> Audit:
     """Audit a folder.
 
@@ -42,13 +43,14 @@ def audit(
         again: train so many runs again.
         seed: draws them.
         progress: called with what is done, units done, units in all.
+        source: below `path`/results: runs, or reference.
 
     Raises:
         UserError: no such folder or nothing in it, unknown tier, numbers that make no sense.
     """
     if tier is not None:
         tier_file(tier)
-    place, found = places.find(path), Audit()
+    place, found = places.find(path, source), Audit()
     tree = places.walk(place, place.runs, found)
     drawn = places.walk(place, place.figures, found) if place.figures else places.Tree()
     found.tiers = places.tiers_of(place, tree, drawn, experiments, tier)
@@ -59,11 +61,7 @@ def audit(
     places.unplanned(place, tree, plan, experiments, tier, found)
     if place.figures:
         places.strange_figures(place, drawn, experiments, found)
-    whole = [
-        name
-        for name in found.tiers
-        if {Path("claims", f"{name}.json"), Path("report", f"{name}.html")} & set(tree.files)
-    ]
+    whole = [name for name in found.tiers if place.has_pages(name)]
     known = runs.check(place, plan, experiments, whole, found)
     products.figures(place, plan, known, experiments, found, lambda done, total: progress("figures", done, total))
     for name in found.tiers:

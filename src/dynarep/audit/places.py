@@ -23,28 +23,50 @@ UNFINISHED = re.compile(r"\.seeds=[\d,-]+\..+|\..+\.part")  # locks, checkpoints
 
 @dataclass(frozen=True)
 class Place:
-    """A folder to audit: what lies below `root`."""
+    """A folder to audit: what lies below `root`. Verdicts and report lie below `pages`."""
 
     root: Path
     runs: Path
+    pages: Path
     figures: Path | None
 
     def name(self, path: Path) -> str:
         """Return a path as findings give it: relative to the folder."""
         return path.relative_to(self.root).as_posix()
 
+    def verdicts(self, tier: str) -> Path:
+        """Return the file of a tier's verdicts."""
+        return self.pages / "claims" / f"{tier}.json"
 
-def find(path: Path) -> Place:
-    """Return where runs and figures are below a home-like folder, or in a folder of runs; UserError if nowhere."""
+    def report(self, tier: str) -> Path:
+        """Return the file of a tier's report."""
+        return self.pages / "report" / f"{tier}.html"
+
+    def has_pages(self, tier: str) -> bool:
+        """Say whether a tier has been judged or reported."""
+        return os.path.lexists(self.verdicts(tier)) or os.path.lexists(self.report(tier))
+
+
+def find(path: Path, source: str = "runs") -> Place:
+    """Return where runs and figures are below a home-like folder, or in a folder of runs.
+
+    Args:
+        path: the folder.
+        source: of a home: runs (made there) or reference (committed).
+
+    Raises:
+        UserError: no such folder, no runs in it, or a link on the way to them.
+    """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder. Pass one with results/runs and figures in it, or a folder of runs.")
-    for runs in (path / "results" / "runs", path):
-        if (runs.is_symlink() or runs.parent.is_symlink()) and runs != path:
+    home, figures = path / "results" / source, path / "figures"
+    for runs in (home, path):
+        if runs != path and (runs.is_symlink() or runs.parent.is_symlink()):
             raise UserError(f"{runs}: is a link; it is not followed. Pass the folder that it points to.")
         if runs.is_dir() and any(_like_runs(entry) for entry in os.scandir(runs)):
-            figures = path / "figures"
-            return Place(path, runs, figures if runs != path and os.path.lexists(figures) else None)
-    raise UserError(f"{path}: no runs in it. Pass a folder with results/runs and figures in it, or a folder of runs.")
+            pages = path / "results" / "runs" if runs == home else path
+            return Place(path, runs, pages, figures if runs == home and os.path.lexists(figures) else None)
+    raise UserError(f"{path}: no runs in it. Pass a folder with results/{source} and figures, or a folder of runs.")
 
 
 def _like_runs(entry: os.DirEntry[str]) -> bool:
@@ -126,12 +148,7 @@ def tiers_of(place: Place, tree: Tree, drawn: Tree, experiments: Sequence[Experi
     """Return the tiers to audit: the one wanted, or those of products, and of what else explains the runs there."""
     if wanted:
         return [wanted]
-    chosen = [
-        tier
-        for tier in TIERS
-        if {Path("claims", f"{tier}.json"), Path("report", f"{tier}.html")} & set(tree.files)
-        or Path(tier) in drawn.folders
-    ]
+    chosen = [tier for tier in TIERS if place.has_pages(tier) or Path(tier) in drawn.folders]
     there = {folder for folder in tree.folders if len(folder.parts) == records.DEPTH and folder.parts[0] not in OWN}
     for tier in chosen:
         there -= _planned(experiments, tier)

@@ -119,13 +119,13 @@ def pages(place: Place, tier: str, whole: Sequence[str], experiments: Sequence[E
     from dynarep import claims, report
 
     verdicts = claims.judge_all(experiments, tier, place.runs)
-    path = place.runs / "claims" / f"{tier}.json"
+    path = place.verdicts(tier)
     if (content := _content(place, path, audit, untrusted.VERDICTS_BYTES)) is not None:
         audit.checked["verdicts"] += len(verdicts)
         made = [verdict.data() for verdict in verdicts]
         if content != (json.dumps(made, indent=1) + "\n").encode():
             audit.find(place.name(path), "verdict", _other_verdicts(content, json.loads(json.dumps(made))))
-    path = place.runs / "report" / f"{tier}.html"
+    path = place.report(tier)
     if (content := _content(place, path, audit)) is None:
         return
     kinds = ("link", "size", "malformed")
@@ -134,7 +134,7 @@ def pages(place: Place, tier: str, whole: Sequence[str], experiments: Sequence[E
         audit.skip(f"report of tier {tier}: the figures in it are not here, or cannot be read")
         return
     audit.checked["reports"] += 1
-    page = report.build(experiments, tier, verdicts, place.runs, place.figures).encode()
+    page = report.build(experiments, tier, verdicts, place.runs, place.figures, path).encode()
     if content != page:
         theirs, ours = content.split(b"\n"), page.split(b"\n")
         lines = sum(a != b for a, b in zip(theirs, ours, strict=False)) + abs(len(theirs) - len(ours))

@@ -57,8 +57,10 @@ def check(place: Place, plan: Plan, experiments: Sequence[Experiment], whole: It
     _together(place, plan, runs, audit)
     _made(place, plan, runs, audit)
     for (key, tier), folders in plan.of.items():
-        _mixtures(key, tier, [runs.said[folder] for folder in folders if folder in runs.said], audit)
-    _rules(experiments, plan, runs, audit)
+        paper, _, name = key.partition("_")
+        figure = f"figures/{tier}/{paper}/{name}.csv"
+        _mixtures(figure, [runs.said[folder] for folder in folders if folder in runs.said], audit)
+    _rules(place, experiments, plan, runs, audit)
     for name, what in RECORDED.items():
         if silent := sum(getattr(manifest, name) is None for manifest in runs.said.values()):
             audit.skip(f"{what}: not recorded by {silent} of {len(runs.said)} runs")
@@ -82,7 +84,7 @@ def _read(place: Place, folder: Path, planned: Planned, runs: Runs, audit: Audit
         record = records.read(path, config, planned.seed)
     except records.RecordError as error:
         runs.bad.add(folder)
-        audit.find(place.name(path), error.kind, str(error).replace(f"{place.root}/", "").partition(" Delete ")[0])
+        audit.find(*_explained(place, path, error))
         return
     runs.found[folder], manifest = record, Manifest.model_validate(record.manifest)
     runs.said[folder] = manifest
@@ -96,6 +98,16 @@ def _read(place: Place, folder: Path, planned: Planned, runs: Runs, audit: Audit
             audit.find(metrics, "malformed", "numbers are not written as runs write them")
     for message in _times(manifest, contents.units(config)):
         audit.find(place.name(path / records.MANIFEST), "time", message)
+
+
+def _explained(place: Place, run: Path, error: records.RecordError) -> tuple[str, str, str]:
+    """Return path, kind and message of what is wrong with a run, without the advice to train it again."""
+    text = str(error)
+    for file in (run / records.MANIFEST, run / records.METRICS, run):
+        if text.startswith(f"{file}: "):
+            text = re.split(r"\.? (?:Delete|Move|Type) ", text.removeprefix(f"{file}: "))[0]
+            return place.name(file), error.kind, text.replace(f"{place.root}/", "")
+    return place.name(run), error.kind, text
 
 
 def _times(manifest: Manifest, units: int) -> Iterator[str]:
@@ -178,7 +190,7 @@ def _vouches(place: Place, folder: Path, runs: Runs, audit: Audit) -> None:
         elif runs.said[beside].block == block and beside > folder:
             mine, theirs = runs.found[folder].manifest, runs.found[beside].manifest
             keys = [key for key in sorted({*mine, *theirs} - OWN_KEYS) if mine.get(key) != theirs.get(key)]
-            if set(keys) - {"written"}:
+            if keys:
                 audit.find(path, "block", f"differs from seed {other} of the same process in: {', '.join(keys)}")
 
 
@@ -226,7 +238,7 @@ def _ours(planned: Planned) -> tuple[str, str]:
     return _fingerprints()[key]
 
 
-def _mixtures(key: str, tier: str, said: Sequence[Manifest], audit: Audit) -> None:
+def _mixtures(figure: str, said: Sequence[Manifest], audit: Audit) -> None:
     """Note what differs among the runs of one figure and must not."""
     facts: dict[str, dict[str, int]] = {}
     for manifest in said:
@@ -243,18 +255,19 @@ def _mixtures(key: str, tier: str, said: Sequence[Manifest], audit: Audit) -> No
         total = len(said) if not name.startswith("code of") else sum(counts.values())
         if len(counts) > 1 or sum(counts.values()) < total:
             values = ", ".join(f"{value} ({count} runs)" for value, count in counts.items())
-            audit.find(f"{key} at tier {tier}", "mixture", f"its runs differ in {name}: {values}")
+            audit.find(figure, "mixture", f"its runs differ in {name}: {values}")
 
 
-def _rules(experiments: Sequence[Experiment], plan: Plan, runs: Runs, audit: Audit) -> None:
+def _rules(place: Place, experiments: Sequence[Experiment], plan: Plan, runs: Runs, audit: Audit) -> None:
     """Compare the claims' rules with those that the manifests carry."""
     now = registration.registered(experiments)
-    younger: dict[str, int] = {}
+    older: dict[str, list[Path]] = {}
     for folder, manifest in runs.said.items():
-        rules = now.get(plan.runs[folder].job.config.identity(), {})
-        if manifest.claims is not None:
-            for claim in sorted({*rules, *manifest.claims}):
-                younger[claim] = younger.get(claim, 0) + (rules.get(claim) != manifest.claims.get(claim))
-    for claim, count in younger.items():
-        if count:
-            audit.find(claim, "rule", f"its rule is not the one that {count} run(s) carry: it is younger than they are")
+        rules, carried = now.get(plan.runs[folder].job.config.identity(), {}), manifest.claims
+        for claim in () if carried is None else {*rules, *carried}:
+            if rules.get(claim) != (carried or {}).get(claim):
+                older.setdefault(claim, []).append(folder)
+    for claim, folders in sorted(older.items()):
+        first = place.name(place.runs / folders[0] / records.MANIFEST)
+        what = f"{len(folders)} run(s), this one first, carry another rule of claim {claim} than the one in force"
+        audit.find(first, "rule", f"{what}: it is younger than they are")
