@@ -212,17 +212,22 @@ def test_the_commands_say_what_is_wrong_and_go_on(run, job, new_home, capsys):
 
 
 def test_nothing_unpickles_and_nothing_evaluates():
-    """A checkpoint is loaded with `weights_only`, arrays without pickles; nothing else could run what it reads."""
+    """A checkpoint is loaded with `weights_only`, arrays without pickles; nothing else could run what it reads.
+
+    Two simulators copy their own state within the process by pickling it; they open no file.
+    """
     unsafe = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     must = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+    copying = {"control_suite.py", "metaworld_suite.py"}
     seen = set()
     for path in Path(records.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {name.name for name in node.names} | {getattr(node, "module", None)}
-                assert not unsafe & names, path
+                assert not unsafe & names or path.name in copying, path
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
+                assert path.name not in copying or called.split(".")[-1] not in ("open", "read_bytes", "load"), path
                 assert called not in ("eval", "exec", "compile", "pd.read_pickle", "yaml.unsafe_load"), path
                 if called in must:
                     seen.add(called)
