@@ -623,6 +623,26 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
         ["train", "--tier", "smoke", "--experiment", "C", "--variant", "mbpo", "--task", "dog-run", "--seeds", "0"],
         ["'dog-run'", "variant 'mbpo'", "Allowed: Hopper-v5, walker-walk", "Pass --task"],
     ),
+    "unknown claim": (
+        nothing, ["claims", "--explain", "C1z"], ["unknown claim 'C1z'", "'C1'?", "Pass --explain", "`dynarep list`"],
+    ),
+    "unknown source of runs": (
+        nothing, ["claims", "--from", "refernce"], ["source of runs 'refernce'", "'reference'?", "Pass --from"],
+    ),
+    "two sources of runs": (
+        nothing, [*CLAIMS, "--from", "reference", "--results", "elsewhere"],
+        ["--results elsewhere: goes without --from reference", "results/reference"],
+    ),
+    "calibration kept without one": (nothing, [*CLAIMS, "--write"], ["--write: goes with --calibrate"]),
+    "calibration without runs": (
+        nothing, ["claims", "--calibrate", "--write"],
+        ["spread of these gated claims", "'ci'", "C1: 0 of 10 runs", "`make reproduce`"],
+    ),
+    "calibration of nonsense": (
+        lambda home: (home / "experiments/calibration.csv").write_text("claim,tier,rule,seeds,power\nC1,cii,0,one,2\n"),
+        PLAN,
+        ["calibration.csv is not valid", "line 2: tier", "line 2: seeds", "line 2: spread: is missing"],
+    ),
     "seeds in letters": (nothing, [*TRAIN, "--seeds", "a-b"], ["--seeds 'a-b'", "0-4 or 0,2,5-7"]),
     "seeds backwards": (nothing, [*TRAIN, "--seeds", "4-2"], ["--seeds '4-2'", "0-4 or 0,2,5-7"]),
     "seed given twice": (nothing, [*TRAIN, "--seeds", "0,0"], ["--seeds '0,0'", "given twice"]),

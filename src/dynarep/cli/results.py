@@ -138,6 +138,7 @@ def _print_verdicts(verdicts: Sequence[Any], tier: str) -> None:
         table.add_column(name, no_wrap=name == "claim")
     for v in sorted(verdicts, key=lambda v: bool(v.verdict == "untested")):
         verdict = f"[{STYLE_OF[v.verdict]}]{v.verdict}[/]\n{v.role}" + ("\n[red]other code[/]" if v.stale else "")
+        verdict += "\n[red]rule younger than its runs[/]" if v.registered == "no" else ""
         table.add_row(v.claim, v.says, _measured(v, "\n"), verdict, v.reason)
     console().print(table)
 
