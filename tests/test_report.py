@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
 
@@ -17,6 +18,9 @@ import paired
 import synthetic
 from dynarep import claims, cli, records, report, run
 from dynarep.experiment import Experiment, find, load_all
+from dynarep.report import made
+from dynarep.report.words import cpu_time
+from dynarep.statements import TIERS
 
 VOID = {"meta", "br", "img", "link", "input", "hr", "area", "base", "col", "embed", "source", "track", "wbr"}
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="300pt" height="200pt"><g id="axes_1"></g></svg>'
@@ -132,16 +136,17 @@ def edit_manifest(results, change, seeds="seed=1"):
 def test_no_claim_and_no_experiment_is_left_out(build, results):
     experiments = load_all()
     page = Page(build(experiments=experiments, verdicts=claims.judge_all(experiments, "smoke", results)))
+    text = page.text
     ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     for experiment in experiments:
         spec = experiment.spec
         assert f"exp-{experiment.key}" in ids
         for words in (spec.title, spec.reproduces, spec.caption, *spec.deviations):
-            assert words in page.text
+            assert words in text
         for claim in spec.claims:
             assert f"claim-{claim.id}" in ids
             for words in (claim.says, claim.published, claim.source, claim.why):
-                assert words in page.text
+                assert words in text
 
 
 def test_a_verdict_shows_number_interval_reason_and_word(build, verdicts):
@@ -165,6 +170,77 @@ def test_verdicts_of_other_code_carry_a_warning(build, verdicts):
     verdicts = [replace(v, stale=v.claim == verdicts[0].claim) for v in verdicts]
     assert f"The runs behind {verdicts[0].claim} were made by other code" in Page(build(verdicts=verdicts)).text
     assert "were made by other code" not in Page(build()).text
+
+
+@pytest.mark.parametrize(
+    ("registered", "explained", "warned"),
+    [
+        ("yes", "yes: every run behind it was made under this very rule", False),
+        ("no", "no: it was written or changed after a run behind it was made", True),
+        ("unknown", "not recorded by a run behind it", False),
+        ("", None, False),
+    ],
+)
+def test_a_rule_younger_than_its_runs_is_said_where_the_verdict_stands(build, verdicts, registered, explained, warned):
+    verdicts = [replace(v, registered=registered if place == 0 else "") for place, v in enumerate(verdicts)]
+    text = Page(build(verdicts=verdicts)).text
+    assert ("Rule in force before the runs" in text) == (explained is not None)
+    assert explained is None or explained in text
+    assert (f"The rule of {verdicts[0].claim} was written or changed after runs that judge it" in text) == warned
+    assert text.count("rule younger than its runs") == warned
+
+
+def test_a_claim_says_which_tiers_can_judge_it(build, experiments, verdicts):
+    """The filter goes by it: a claim that a tier is left out of would be hidden there."""
+    rows = {a["id"]: a["data-tier"].split() for a in Page(build()).all("tbody") if "data-tier" in a}
+    for claim in (c for e in experiments for c in e.spec.claims):
+        able = [tier for tier in TIERS if claim.role(tier) != "untested"] or ["none"]
+        here = ["here"] * (next(v for v in verdicts if v.claim == claim.id).verdict != "untested")
+        assert rows[f"claim-{claim.id}"] == here + able, claim.id
+    assert sum("here" in tiers for tiers in rows.values()) == 3
+
+
+def test_a_verdict_leads_to_figure_and_runs_that_are_there_and_to_no_others(build, figures, tmp_path):
+    links = {a["href"] for a in Page(build()).all("a")}
+    assert {"#figure-madtd_R1", "#runs-madtd_R1", "#figure-ftfl_C"} <= links
+    (figures / "smoke/ftfl/C.svg").unlink()
+    links = {a["href"] for a in Page(build()).all("a")}
+    assert "#figure-ftfl_C" not in links
+    assert "#figure-madtd_R1" in links
+
+
+def test_every_run_leads_to_its_manifest_from_wherever_the_page_lies(build, experiments, results, tmp_path):
+    jobs = find(experiments, "madtd_R1").jobs("smoke")
+    manifests = {results / place / records.MANIFEST for job in jobs for place in job.folders()}
+    gone = manifests.pop()
+    gone.unlink()
+    for page in (None, tmp_path / "other" / "deep" / "page.html"):
+        folder = (page or results / "report" / "page.html").parent
+        folder.mkdir(parents=True)
+        links = [a["href"] for a in Page(build(page=page)).all("a") if a["href"].endswith(records.MANIFEST)]
+        assert {(folder / unquote(link)).resolve() for link in links} == manifests
+        assert len(links) == len(manifests)
+
+
+def test_what_was_drawn_can_be_opened_and_only_what_is_there(build, figures, results):
+    (figures / "smoke/madtd/R1.csv").write_text("x")
+    links = [a["href"] for a in Page(build()).all("a") if a["href"].startswith("..") and "figures" in a["href"]]
+    found = {(results / "report" / link).resolve() for link in links}
+    assert found == {figures / "smoke" / name for name in ("madtd/R1.csv", "madtd/R1.svg", "ftfl/C.svg")}
+
+
+def test_a_picture_of_many_arms_is_not_described_for_a_minute(build, new_home):
+    variants = {f"m{k}": {**synthetic.TRIAL["variants"]["mbpo"], "label": f"arm number {k}"} for k in range(9)}
+    figure = {"panels": [{"kind": "final", "metrics": {"return/final": "r"}, "label": "r"}]}
+    for count, words in ((8, "Arms: arm number 0, arm number 1,"), (9, "Arms: 9 arms, named below.")):
+        some = dict(list(variants.items())[:count])
+        experiment = synthetic.trial(new_home, variants=some, figure=figure, claims=[])
+        assert words in report._alt(experiment, "smoke", experiment.jobs("smoke")), count
+
+
+def test_without_known_deviations_the_reductions_are_all(build, new_home):
+    text = Page(build(experiments=[synthetic.trial(new_home, claims=[])], verdicts=[])).text
+    assert "Deviations from the paper None is known besides the reductions above." in text
 
 
 def test_what_a_tier_changes_is_listed_beside_the_default(build):
@@ -461,6 +537,7 @@ def test_a_table_of_hyperparameters_needs_no_runs(build, new_home, results, figu
     text = Page(build(**inputs)).text
     assert "No figure yet. This draws it: dynarep figure --experiment Y1 --tier smoke" in text
     assert "Not run at this tier" not in text
+    assert "No runs at this tier yet" not in text
     path.parent.mkdir()
     path.write_text(SVG)
     page = Page(build(**inputs))
@@ -505,10 +582,33 @@ def test_a_run_that_two_experiments_share_is_counted_once(build, experiments):
     assert "4 runs, " in Page(build(experiments=[*experiments, again])).text
 
 
+def test_energy_is_what_the_core_hours_say_under_the_stated_assumption(build, results):
+    def hours(manifest):
+        manifest["cost"].update(cpu_s=3600.0 * 5, seeds_in_job=1, peak_mib=1234)
+
+    edit_manifest(results, hours, "seed=*")
+    text = Page(build()).text
+    assert "4 runs, 20 CPU core-hours in all" in text
+    assert "the largest job took 1 234 MiB of memory" in text
+    assert "about 0.2 kWh, estimated, not measured: the core-hours times 10 W, which we assume" in text
+    assert "4 of 4 runs are there, which took 20 CPU core-hours" in text
+    assert "accelerators" not in text
+    edit_manifest(results, lambda m: m["machine"].update(device="cuda"))
+    assert "The accelerators of 2 runs are not counted." in Page(build()).text
+
+
+@pytest.mark.parametrize(
+    ("core_hours", "written"),
+    [(2.0, "2 CPU core-hours"), (0.5, "30 CPU minutes"), (0.01, "36 CPU seconds"), (0.0, "0 CPU seconds")],
+)
+def test_cpu_time_is_written_in_a_unit_that_fits(core_hours, written):
+    assert cpu_time(core_hours) == written
+
+
 def test_cpu_time_is_shared_among_the_seeds_of_a_job_and_includes_stops():
     manifest = {"cost": {"cpu_s": 10.0, "seeds_in_job": 5}, "resumed": [{"stopped_at": 3, "cpu_s": 5.0}]}
-    assert report.cpu_seconds(manifest) == 3.0
-    assert report.cpu_seconds({}) == 0.0
+    assert made.cpu_seconds(manifest) == 3.0
+    assert made.cpu_seconds({}) == 0.0
 
 
 # -- what is missing ----------------------------------------------------------------------------------------------
@@ -559,9 +659,18 @@ def test_diverged_runs_are_named(build, results):
 
 
 @pytest.mark.parametrize("tier", ["smoke", "paper"])
+def test_the_commands_explain_the_claims_that_the_tier_can_judge(build, experiments, tier):
+    lines = re.findall(r"dynarep claims --explain (\S+) --tier (\w+)", build(tier=tier))
+    able = [c.id for e in experiments for c in e.spec.claims if c.role(tier) != "untested"]
+    assert lines == [(claim, tier) for claim in able]
+    assert bool(able) == (tier == "paper")
+
+
+@pytest.mark.parametrize("tier", ["smoke", "paper"])
 def test_the_commands_train_the_runs_they_stand_for(build, experiments, monkeypatch, tier):
     asked = []
     monkeypatch.setattr(run, "train", lambda job, *_: asked.append(job.key()) or [])
+    monkeypatch.setattr("dynarep.cli.train.load_all", lambda: experiments)  # those of the page: each call reads all
     lines = [line for line in build(tier=tier).splitlines() if "dynarep train --" in line]
     planned = [job.key() for e in experiments for job in e.jobs(tier)]
     assert len(lines) == len(planned)

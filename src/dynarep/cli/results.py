@@ -213,6 +213,6 @@ def report(
     folder = results_folder(results, source)
     path = _page(results, tier)
     verdicts = judging.judge_all(experiments, tier, folder)
-    page = reporting.build(experiments, tier, verdicts, folder, figures_folder(figures))
+    page = reporting.build(experiments, tier, verdicts, folder, figures_folder(figures), path)
     records.atomic_write(path, page.encode())
     print(path)

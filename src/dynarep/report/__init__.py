@@ -27,7 +27,7 @@ from dynarep.errors import UserError
 from dynarep.experiment import Experiment, Job, plain
 from dynarep.files import tier_file
 from dynarep.report.made import WATTS, cpu_seconds, facts_of
-from dynarep.report.words import number, p_value, seeds
+from dynarep.report.words import cpu_time, number, p_value, seeds
 from dynarep.schema import Group
 from dynarep.statements import TIERS, Effect, RankClaim
 
@@ -121,7 +121,7 @@ def _template() -> jinja2.Template:
     page = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page.filters.update(number=number, p_value=p_value, sha256=_sha256)
+    page.filters.update(cpu_time=cpu_time, number=number, p_value=p_value, sha256=_sha256)
     return page.get_template("report.html.j2")
 
 

@@ -84,7 +84,7 @@
   var natural = 1, scale = 1, drawn = null, opener = null;
 
   function fit() {
-    return Math.min(stage.clientWidth / natural, 4);
+    return Math.min(stage.clientWidth / natural, 2);
   }
 
   /* Zoom about a point of the stage: what lies under it stays there. */

@@ -29,6 +29,14 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def cpu_time(core_hours: float) -> str:
+    """Write CPU time in the unit that fits it, e.g. "1.6 CPU seconds"."""
+    for least, unit, of_an_hour in ((1.0, "core-hours", 1), (1 / 30, "minutes", 60), (0.0, "seconds", 3600)):
+        if core_hours >= least:
+            return f"{number(core_hours * of_an_hour)} CPU {unit}"
+    return "no CPU time"
+
+
 def seeds(numbers: Iterable[int]) -> str:
     """Write seeds, e.g. "seeds 0-3,7"; nothing for none."""
     listed = sorted(numbers)
