@@ -13,7 +13,8 @@ from tyro.conf import arg
 
 from dynarep.audit import Audit
 from dynarep.audit import audit as look
-from dynarep.cli.common import JsonArg, console, print_json, progress
+from dynarep.cli.common import SOURCES, FromArg, JsonArg, console, print_json, progress
+from dynarep.errors import unknown
 from dynarep.experiment import load_all
 from dynarep.files import home
 
@@ -31,10 +32,15 @@ def audit(
     ] = None,
     seed: Annotated[int, arg(help="draws the runs of --rerun")] = 0,
     json: JsonArg = False,
+    source: FromArg = "runs",
 ) -> None:
     """Check that runs, figures, verdicts and report follow from each other. Exit code 1 if not. Writes nothing."""
+    if source not in SOURCES:
+        raise unknown("source of runs", source, SOURCES, "Pass --from with one of them.")
     with progress("audit", "checks") as report:
-        found = look(path or home(), load_all(), tier, rerun, seed, lambda what, done, total: report(done, total, {}))
+        found = look(
+            path or home(), load_all(), tier, rerun, seed, lambda what, done, total: report(done, total, {}), source
+        )
     if json:
         print_json(found.data())
     else:
