@@ -5,7 +5,7 @@ SHOWN = $(if $(filter reference,$(FROM)),--from reference)
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: reproduce test test-slow plan report bench clean
+.PHONY: reproduce test test-slow test-browser audit plan report bench clean
 
 reproduce: .venv/ready ## set up, run the tier, print claims and where everything is
 	@$(if $(SHOWN),true,$(BIN)/dynarep plan --tier $(TIER))
@@ -17,6 +17,13 @@ test: .venv/ready ## the tests, a few minutes
 
 test-slow: .venv/ready ## the long ones
 	$(BIN)/pytest -n 2 --dist worksteal -m slow
+
+test-browser: .venv/ready ## the report in Chromium, which must be installed
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements-browser.txt
+	$(BIN)/pytest -m browser
+
+audit: .venv/ready ## do results, figures, verdicts and report follow from the runs?
+	$(BIN)/dynarep audit
 
 plan: .venv/ready ## what the tier would run and cost
 	$(BIN)/dynarep plan --tier $(TIER)
