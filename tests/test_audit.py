@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dynarep.experiment import load_all
 from dynarep.manifests import Manifest
 from mutations import MUTATIONS, TIER, Home, digit, forge
 
+EXTREMES = ["nan", "inf", "-inf", "1e308", "-1e308", "5e-324", "0", "-0", "1"]
 SHOWN = {"beyond": ("S", "D2"), "ftfl": ()}  # tiny: a toy in one piece, an agent that learns online
 
 
@@ -123,6 +125,21 @@ def test_only_training_again_finds_a_run_forged_with_all_its_hashes(untouched, t
 
 
 @pytest.mark.slow
+def test_numbers_that_no_run_makes_are_findings_and_no_traceback(untouched, tmp_path, monkeypatch):
+    """Every hash is right, so that the numbers reach figures, verdicts and the report."""
+    monkeypatch.setenv("DYNAREP_HOME", str(untouched))
+    generator = np.random.default_rng(0)
+    for number in range(3):
+        home = Home(tmp_path / f"copy{number}")
+        shutil.copytree(untouched, home.root, ignore=shutil.ignore_patterns("experiments"))
+        for run in home.runs.glob("*/*/*/seed=*"):
+            forge(run, lambda text: re.sub(r"[^,\n]+(?=\n)(?<!value)", lambda _: generator.choice(EXTREMES), text))
+        found = audit(home.root, load_all())
+        assert {"figure", "report"} <= {finding.kind for finding in found.findings}
+        assert found.checked["runs"] == 24
+
+
+@pytest.mark.slow
 def test_exit_codes_and_what_is_printed(untouched, tmp_path, monkeypatch, capsys, drawn_once):
     monkeypatch.setenv("DYNAREP_HOME", str(untouched))
     cli.main(["audit"])
@@ -140,7 +157,7 @@ def test_exit_codes_and_what_is_printed(untouched, tmp_path, monkeypatch, capsys
     assert left.value.code == 1
     out = capsys.readouterr().out
     assert "\x07" not in out
-    assert "results/runs/\\x1b[31mred\\x07: is a folder that nobody planned" in out.replace("\n", "")
+    assert "results/runs/\\x1b[31mred\\x07: is a folder that nobody planned, or that" in out.replace("\n", "")
     for bad in ("nowhere", str(tmp_path), "--tier huge", "--rerun 0", "--rerun 1 --seed -1"):
         with pytest.raises(SystemExit) as left:
             cli.main(["audit", *bad.split()])

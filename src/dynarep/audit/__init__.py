@@ -12,8 +12,11 @@ in those of the seeds that its process trained. Source: ours.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from dynarep.audit import places, products, rerun, runs
 from dynarep.audit.findings import KINDS as KINDS
@@ -62,10 +65,12 @@ def audit(
     if place.figures:
         places.strange_figures(place, drawn, experiments, found)
     whole = [name for name in found.tiers if place.has_pages(name)]
-    known = runs.check(place, plan, experiments, whole, found)
-    products.figures(place, plan, known, experiments, found, lambda done, total: progress("figures", done, total))
-    for name in found.tiers:
-        products.pages(place, name, whole, experiments, found)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numbers from elsewhere may be any
+        known = runs.check(place, plan, experiments, whole, found)
+        products.figures(place, plan, known, experiments, found, lambda done, total: progress("figures", done, total))
+        for name in found.tiers:
+            products.pages(place, name, whole, experiments, found)
     if again is None:
         found.skip(f"whether training gives these numbers: --rerun K trains K of the {len(plan.runs)} runs again")
     elif drawn_again:

@@ -122,5 +122,5 @@ def _summary(record: RunRecord) -> Iterator[tuple[str, str]]:
         size = TOLERANCE * float(np.nanmax(np.abs(returns), initial=1.0))
         if len(said) != 1:
             yield "rows", f"has {len(said)} values of {metric}, 1 expected"
-        elif not (abs(said[0] - value) <= size or (math.isnan(said[0]) and math.isnan(value))):
+        elif not (said[0] == value or abs(said[0] - value) <= size or (math.isnan(said[0]) and math.isnan(value))):
             yield "rows", f"its {metric} is {said[0]:g}, its evaluations make it {value:g}"

@@ -188,7 +188,11 @@ def unplanned(
     for folder in sorted(strange):
         if folder.parent not in strange:
             seed = "a seed that no experiment plans" if folder.parent in known and folder.name[:5] == "seed=" else ""
-            audit.find(place.name(place.runs / folder), "unplanned", f"is {seed or 'a folder that nobody planned'}")
+            audit.find(
+                place.name(place.runs / folder),
+                "unplanned",
+                f"is {seed or 'a folder that nobody planned, or that a former experiment did'}",
+            )
     unfinished = 0
     for file in tree.files:
         top = file.parts[0]

@@ -48,17 +48,25 @@ def _figure(place: Place, experiment: Experiment, tier: str, audit: Audit) -> No
     files = {kind: _content(place, stem.with_suffix(f".{kind}"), audit) for kind in ("csv", *drawing.FORMATS)}
     if not any(content is not None for content in files.values()):
         return
+    csv = place.name(stem.with_suffix(".csv"))
     try:
         table = drawing.to_csv(drawing.table(experiment, tier, place.runs))
     except UserError as error:
         audit.skip(f"figure {experiment.key} at tier {tier}: {error}")
         return
+    except Exception as error:  # numbers from elsewhere may be any
+        audit.find(csv, "figure", f"cannot be made from these runs: {error!r:.200}")
+        return
     if files["csv"] is not None:
         audit.checked["figures"] += 1
         if files["csv"] != table:
-            audit.find(place.name(stem.with_suffix(".csv")), "figure", _differs(files["csv"], table))
+            audit.find(csv, "figure", _differs(files["csv"], table))
     images = {kind: content for kind, content in files.items() if kind != "csv" and content is not None}
-    drawn = draw(experiment, tier, table) if images else {}
+    try:
+        drawn = draw(experiment, tier, table) if images else {}
+    except Exception as error:
+        audit.find(csv, "image", f"cannot be drawn: {error!r:.200}")
+        return
     for kind, content in images.items():
         audit.checked["images"] += 1
         if content != drawn[kind]:
@@ -118,8 +126,12 @@ def pages(place: Place, tier: str, whole: Sequence[str], experiments: Sequence[E
         return
     from dynarep import claims, report
 
-    verdicts = claims.judge_all(experiments, tier, place.runs)
     path = place.verdicts(tier)
+    try:
+        verdicts = claims.judge_all(experiments, tier, place.runs)
+    except Exception as error:  # numbers from elsewhere may be any
+        audit.find(place.name(path), "verdict", f"cannot be judged from these runs: {error!r:.200}")
+        return
     if (content := _content(place, path, audit, untrusted.VERDICTS_BYTES)) is not None:
         audit.checked["verdicts"] += len(verdicts)
         made = [verdict.data() for verdict in verdicts]
@@ -134,7 +146,11 @@ def pages(place: Place, tier: str, whole: Sequence[str], experiments: Sequence[E
         audit.skip(f"report of tier {tier}: the figures in it are not here, or cannot be read")
         return
     audit.checked["reports"] += 1
-    page = report.build(experiments, tier, verdicts, place.runs, place.figures, path).encode()
+    try:
+        page = report.build(experiments, tier, verdicts, place.runs, place.figures, path).encode()
+    except Exception as error:
+        audit.find(place.name(path), "report", f"cannot be made from these runs and figures: {error!r:.200}")
+        return
     if content != page:
         theirs, ours = content.split(b"\n"), page.split(b"\n")
         lines = sum(a != b for a, b in zip(theirs, ours, strict=False)) + abs(len(theirs) - len(ours))

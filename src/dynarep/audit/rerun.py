@@ -7,6 +7,7 @@ random, trained again from nothing but the configuration and the seed, and their
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,11 @@ def check(place: Place, plan: Plan, count: int, seed: int, audit: Audit, progres
             ) -> None:  # fmt: skip
                 progress(str(folder), int(1000 * (spent + expected * done / of) / whole), 1000)
 
-            run.train(_alone(plan.runs[folder]), Path(temporary), report)
+            try:
+                run.train(_alone(plan.runs[folder]), Path(temporary), report)
+            except run.StoppedError:
+                print("\nstopped: nothing is kept of an audit", file=sys.stderr)
+                raise SystemExit(130) from None
             if not _same(place, folder, Path(temporary), audit):
                 different.append(folder)
     audit.checked["trained again"] += len(drawn)
