@@ -14,6 +14,7 @@ from dynarep.statements import NonEmpty as NonEmpty
 
 LINE_STYLES = 4  # that can be told apart in a figure
 FEWEST_PAIRS = 3
+SUITE = ("aggregate", "profile", "improvement", "efficiency")  # kinds of panel over all tasks together
 Size = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
@@ -154,18 +155,25 @@ class Panel(Shows):
             with the variants' names below. dose: last value against the variants' `dose`, a line per `series`.
             calibration: predicted against real. spectrum: eigenvalues in the complex plane. scatter: a point per pair
             of the experiment, the difference in `outcome` against the predictor's metric, over all tasks.
+            Over the suite of tasks (`SUITE`), of one metric as a score: aggregate: interquartile mean, median, mean and
+            optimality gap. profile: share of runs above each score. improvement: chance that a run of the variant `of`
+            beats one of each other. efficiency: interquartile mean along training.
         metrics: name of a recorded metric -> its label.
         scale: of the y axis, of a spectrum of both; logarithmic ones show geometric means. `linear_within`: the
             straight part of a symlog one.
-        x: of curves. `x_label`, `x_scale`, `x_linear_within`: of doses; of a scatter, whose label is its metric's
-            unless `x_label` says another.
+        x: of curves and of an efficiency. `x_label`, `x_scale`, `x_linear_within`: of doses; of a scatter, whose label
+            is its metric's unless `x_label` says another.
         outcome, average: of a scatter, as in a claim of ranks (`Rank`).
+        full_score, worst: over the suite: what counts as a score of 1, and what a diverged run counts as.
         colour_by: of curves of one metric: every variant has a colour, or variants of one `series` share theirs and
             differ in line style, in the order of the file.
         published: in curves over frames, points at their simulator step; elsewhere a line across.
     """
 
-    kind: Literal["curves", "dots", "final", "dose", "calibration", "spectrum", "scatter"]
+    kind: Literal[
+        "curves", "dots", "final", "dose", "calibration", "spectrum", "scatter",
+        "aggregate", "profile", "improvement", "efficiency",
+    ]  # fmt: skip
     metrics: dict[str, str] = Field(min_length=1)
     label: NonEmpty
     scale: Literal["linear", "log", "symlog"] = "linear"
@@ -176,6 +184,9 @@ class Panel(Shows):
     x_linear_within: float = hp(1.0, "ours", gt=0)
     outcome: str = ""
     average: Average = "mean"
+    full_score: float = Field(1.0, gt=0, allow_inf_nan=False)
+    worst: float | None = Field(None, allow_inf_nan=False)
+    of: str = ""
     variants: tuple[str, ...] | None = None
     reference: float | None = None
     reference_label: str = ""
@@ -198,6 +209,28 @@ class Panel(Shows):
         if self.kind == "scatter" and (self.published or self.variants):
             raise ValueError("a scatter shows the experiment's pairs; leave 'published' and 'variants' out")
         return self
+
+    @model_validator(mode="after")
+    def _suites(self) -> Panel:
+        own = {"full_score", "worst"} | ({"of"} if self.kind == "improvement" else set())
+        if foreign := self.model_fields_set & ({"full_score", "worst", "of"} - (own if self.kind in SUITE else set())):
+            raise ValueError(f"a panel of {self.kind} cannot have {' and '.join(sorted(foreign))}")
+        if self.kind not in SUITE:
+            return self
+        if len(self.metrics) > 1 or self.worst is None or (self.kind == "improvement" and not self.of):
+            needed = ["one metric", "'worst', what a diverged run counts as", "'of', a variant"]
+            raise ValueError(f"a panel of {self.kind} needs {', '.join(needed[: 2 + (self.kind == 'improvement')])}")
+        if self.published or self.scale != "linear" or self.reference is not None:
+            raise ValueError(
+                f"a panel of {self.kind} has a scale of its own; leave 'published', 'scale', 'reference' out"
+            )
+        return self
+
+    @property
+    def floor(self) -> float:
+        """Return what a diverged run counts as."""
+        assert self.worst is not None
+        return self.worst
 
     def needs(self) -> list[str]:
         """Return the names of recorded metrics that the panel reads; a calibration or spectrum reads groups of them."""

@@ -14,7 +14,8 @@ import pandas as pd
 
 from dynarep import published, records
 from dynarep.experiment import Experiment, Job
-from dynarep.figures import drawing, pages, points, scatter
+from dynarep.figures import drawing, pages, points, scatter, suite
+from dynarep.schema import SUITE
 
 FORMATS = ("svg", "pdf", "png")
 
@@ -70,18 +71,21 @@ def note(experiment: Experiment, tier: str, data: pd.DataFrame) -> str:
         assert table is not None
         return f"Read from the code: {pages.WHAT[table.kind]}. The same at every tier."
     means = data[data["seed"].isna() & ~data["series"].isin([points.PUBLISHED, scatter.RANK])]
-    words = [f"Tier {tier}: {_seeds(means)}."]
+    suites = means["panel"].isin([k for k, panel in enumerate(experiment.spec.panels) if panel.kind in SUITE])
+    overall, means = means[suites], means[~suites]
+    words = [f"Tier {tier}: {_seeds(means) if len(means) else _runs(overall)}."]
     scatters = [index for index, panel in enumerate(experiment.spec.panels) if panel.kind == "scatter"]
     placed, means = means[means["panel"].isin(scatters)], means[~means["panel"].isin(scatters)]
     settings = len(experiment.spec.pairs)
     if scatters and (without := settings - int(placed.groupby("panel")["variant"].nunique().min())):
         words.append(f"{without} of {settings} settings have no point.")
     jobs = experiment.jobs(tier)
-    panels = [panel for panel in points.panels(experiment) if panel.kind != "scatter"]
+    panels = [panel for panel in points.panels(experiment) if panel.kind not in ("scatter", *SUITE)]
     shown = {variant for panel in panels for variant in experiment.shown(panel)}
     arms = {(job.task, job.variant) for job in jobs if job.variant in shown}
     if absent := arms - set(zip(means["task"], means["variant"], strict=True)):
         words.append(f"{len(absent)} of {len(arms)} arms have no runs yet.")
+    words += suite.said(overall, experiment)
     changed = reductions(experiment, tier)
     words.append(f"Reduced: {', '.join(changed)}." if changed else "Full size.")
     words += _read_off(experiment, data)
@@ -98,6 +102,12 @@ def _seeds(means: pd.DataFrame) -> str:
         return f"{planned[0]} to {planned[-1]} seeds, all there"
     n, planned_there = means[["n", "planned"]].iloc[int((means["n"] / means["planned"]).argmin())]
     return f"{n:.0f} of {planned_there:.0f} seeds"
+
+
+def _runs(overall: pd.DataFrame) -> str:
+    """Say how many runs there are of the arm that lacks most, of a figure that has panels over all tasks alone."""
+    n, planned = overall[["n", "planned"]].iloc[int((overall["n"] / overall["planned"]).argmin())]
+    return f"{n:.0f} of {planned:.0f} runs of each arm"
 
 
 def _read_off(experiment: Experiment, data: pd.DataFrame) -> list[str]:

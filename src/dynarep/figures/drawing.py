@@ -22,16 +22,16 @@ import seaborn as sns
 from matplotlib.ticker import LogFormatter, SymmetricalLogLocator
 
 from dynarep.experiment import Experiment
-from dynarep.figures import scatter
+from dynarep.figures import scatter, suite
 from dynarep.figures.points import PUBLISHED
-from dynarep.schema import Panel
+from dynarep.schema import SUITE, Panel
 
 MOST_COLUMNS = 5  # ours: as many tasks side by side as a page can show
 LINE, LETTER, SHORT = 0.19, 0.07, 10  # inches of a line and a letter of a legend; letters that need no more room
 NAME = 22  # characters of a line of an arm's name below a panel
 LONGEST_DOSE = 5  # characters, of a decimal
 MARKERS = scatter.MARKERS
-STYLES = ["-", "--", ":", "-."]
+STYLES = suite.STYLES
 DOTTED = (0, (1, 1.5))
 STYLE = {
     "svg.fonttype": "path",  # looks the same where the font is not installed
@@ -65,15 +65,19 @@ def figure(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
     """Draw the panels from their points, with a title above and the note below; one without points is left out."""
     there = set(data["panel"])
     panels = [(index, panel) for index, panel in enumerate(experiment.spec.panels) if index in there]
-    wide = [index for index, panel in panels if panel.kind == "scatter"]  # over all tasks
+    wide = [index for index, panel in panels if panel.kind in ("scatter", *SUITE)]  # over all tasks
+    suites = {index: suite.height(experiment, panel) for index, panel in panels if panel.kind in SUITE}
     tasks = list(dict.fromkeys(data[~data["panel"].isin(wide)]["task"])) or [""]
     sources = list(dict.fromkeys(data[data["series"] == PUBLISHED]["variant"]))
     bands = math.ceil(len(tasks) / MOST_COLUMNS)
     columns = math.ceil(len(tasks) / bands)
     legend_lines = scatter.lines(experiment.spec.pairs) if wide else []
     heights = [max(2.7, LINE * len(legend_lines) / bands) if index in wide else 2.7 for index, _ in panels]
+    heights = [
+        suites[index] / bands if index in suites else inches for inches, (index, _) in zip(heights, panels, strict=True)
+    ]
     room = LETTER * max(0, max(map(len, legend_lines), default=0) - SHORT)
-    size = (3.3 * columns + 1.9 + room, bands * sum(heights) + 1.1)
+    size = (max(3.3 * columns + 1.9 + room, suite.NARROWEST if suites else 0), bands * sum(heights) + 1.1)
     shape: dict[str, Any] = {"gridspec_kw": {"height_ratios": np.repeat(heights, bands)}} if wide else {}
     image, grid = plt.subplots(bands * len(panels), columns, figsize=size, squeeze=False, layout="constrained", **shape)
     titled = min((band for band, (index, _) in enumerate(panels) if index not in wide), default=None)
@@ -82,6 +86,9 @@ def figure(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
         places = rows.flat
         if index in wide:
             ax = _merged(image, rows)
+            if index in suites:
+                suite.draw(image, ax, panel, data[data["panel"] == index], experiment)
+                continue
             _panel(ax, panel, data[data["panel"] == index], experiment)
             ax.set_ylabel(textwrap.fill(panel.label, 30))
             continue

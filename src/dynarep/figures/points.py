@@ -14,8 +14,8 @@ from scipy import stats as sps
 from dynarep import published, records
 from dynarep.errors import UserError
 from dynarep.experiment import Experiment
-from dynarep.figures import scatter
-from dynarep.schema import Panel, Shows
+from dynarep.figures import scatter, suite
+from dynarep.schema import SUITE, Panel, Shows
 
 COLUMNS = ["panel", "task", "series", "variant", "seed", "x", "estimate", "low", "high", "n", "planned"]
 PUBLISHED = "published"  # the series of numbers that are not ours; their variant is the label of their source
@@ -53,6 +53,9 @@ def table(experiment: Experiment, tier: str, results: Path) -> pd.DataFrame:
     for index, panel in enumerate(panels(experiment)):
         if panel.kind == "scatter":
             rows += [{"panel": index, **row} for row in scatter.points(experiment, panel, tier, runs)]
+            continue
+        if panel.kind in SUITE:
+            rows += [{"panel": index, **row} for row in suite.points(experiment, panel, runs, planned)]
             continue
         shown = experiment.shown(panel)
         for (task, variant), found in runs.items():
