@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import CHECKOUT
 from dynarep import cli, records, untrusted
-from dynarep.experiment import Job, find, load_all
+from dynarep.experiment import Job, load
 from dynarep.manifests import Manifest
 from dynarep.protocols import Metrics
 from synthetic import manifest
@@ -22,7 +23,7 @@ from synthetic import manifest
 
 @pytest.fixture(scope="module")
 def job() -> Job:
-    return find(load_all(), "S").jobs("smoke")[0]
+    return load(next((CHECKOUT / "experiments/beyond").glob("S_*.yaml"))).jobs("smoke")[0]
 
 
 @pytest.fixture
@@ -192,23 +193,24 @@ def test_no_content_at_all_is_a_traceback(tmp_path, job, data):
         assert records.read(run, job.config, 0).manifest["config"] == job.config.content()
 
 
-def test_the_commands_say_what_is_wrong_and_go_on(run, job, new_home, capsys):
-    """A bad run among the results: one line on stderr or an untested claim, no traceback, whatever is asked for."""
-    results = new_home / "results" / "runs"
+def test_the_commands_say_what_is_wrong_and_go_on(tmp_path, run, job, monkeypatch, capsys):
+    """A bad run among the results: one line on stderr, or a line of the report; no traceback, whatever is asked for."""
+    for file in (*(CHECKOUT / "experiments/tiers").iterdir(), *(CHECKOUT / "experiments/beyond").glob("S_*")):
+        target = tmp_path / file.relative_to(CHECKOUT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    monkeypatch.setenv("DYNAREP_HOME", str(tmp_path))
     (run / "manifest.json").write_bytes(b"[" * 100_000)
-    shutil.copytree(run.parents[3], results)
-    for command in (
-        "figure --experiment S --tier smoke",
-        f"train --experiment S --variant {job.variant} --task {job.task} --seeds 0 --tier smoke",
-    ):
+    where = f"--tier smoke --results {run.parents[3]}"
+    arm = f"--variant {job.variant} --task {job.task} --seeds 0"
+    for command in (f"figure --experiment S {where}", f"train --experiment S {arm} {where}"):
         with pytest.raises(SystemExit) as left:
             cli.main(command.split())
         assert left.value.code == 2
         assert "manifest.json: is not a manifest of dynarep" in capsys.readouterr().err
-    cli.main(["plan", "--tier", "smoke"])
-    cli.main(["claims", "--tier", "smoke"])
-    cli.main(["report", "--tier", "smoke"])
-    assert "is not a manifest of dynarep" in (results / "report" / "smoke.html").read_text()
+    for command in ("plan", "claims", "report"):
+        cli.main([command, *where.split()])
+    assert "is not a manifest of dynarep" in (run.parents[3] / "report" / "smoke.html").read_text()
 
 
 def test_nothing_unpickles_and_nothing_evaluates():
