@@ -74,12 +74,17 @@ def test_torch_stands_apart_and_alone():
 
 def test_every_entry_of_the_lock_is_hashed():
     """Without a hash, what is downloaded need not be what was tested."""
-    for line in requirements("requirements.lock"):
+    for line in [*requirements("requirements.lock"), *requirements("requirements-browser.txt")]:
         pin, *hashes = re.split(r"\s+--hash=", line)
         assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[^\s;]+", pin), line[:80]
         assert hashes, f"{pin} has no hash"
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes), pin
     assert len(LOCK) > 50
+
+
+def test_what_drives_the_browser_is_in_no_lock():
+    """Its version decides no number, and the lock's hash is in every manifest."""
+    assert not set(pins("requirements-browser.txt")) & set(LOCK)
 
 
 def test_the_lock_is_sorted():
@@ -93,7 +98,10 @@ def test_the_installed_version_is_the_locked_one(name):
     assert Version(Version(metadata.version(name)).public) == Version((LOCK | TORCH)[name])
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-torch.txt", "pyproject.toml", "environment.yml"])
+@pytest.mark.parametrize(
+    "name",
+    ["requirements.lock", "requirements-torch.txt", "requirements-browser.txt", "pyproject.toml", "environment.yml"],
+)
 def test_no_file_names_a_server(name):
     """A lock made behind a mirror must work elsewhere; conda's channel is a name, not an address."""
     check_no_server(name)
