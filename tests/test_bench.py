@@ -37,6 +37,24 @@ def test_every_kernel_is_timed_and_set_against_the_matrix_product(capsys):
         name = f"MAD-TD 16 critic + actor updates and 1 of the model, width 64, batch 32, {bench._seeds(seeds)}"
         assert rows[name]["gflop"] == pytest.approx(seeds * step)
 
+    assert [row["name"].split(",")[0] for row in found["statistics"]] == [
+        "interquartile mean",
+        "probability of improvement",
+    ]
+    for row in found["statistics"]:
+        assert row["ratio"] == pytest.approx(row["rliable_s"] / row["seconds"])
+        assert "10 seeds x 7 tasks" in row["name"]
+
+
+def test_rliables_time_is_that_of_all_resamples_and_not_of_the_timed_share(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(bench.time, "process_time", lambda: next(clock))
+    monkeypatch.setattr(bench.aggregates, "interval", lambda *_, **__: None)
+    monkeypatch.setattr("rliable.library.get_interval_estimates", lambda *_, **__: None)
+    iqm, chance = bench._statistics(1)
+    assert (iqm.seconds, iqm.rliable_s, iqm.ratio) == (1, 250, 250)
+    assert (chance.seconds, chance.rliable_s, chance.ratio) == (1, 40, 40)
+
 
 def test_no_rounds_are_refused(capsys):
     with pytest.raises(SystemExit) as refused:

@@ -12,8 +12,29 @@ method moves it. Two arms are resampled apart, as in rliable, although they may 
 says "n of N"; without any run of a task there is no estimate. A run whose number is not finite diverged and counts at
 the floor, the worst score (`at_floor`); a NaN is refused, never trimmed away.
 
-**Which interval is used where.** Percentile intervals, rliable's, are too narrow for 5 to 10 seeds (and stand beside
-ours as `boot_low`, `boot_high`): COVERAGE-TABLE
+**Which interval is used where.** Measured coverage of nominal 95 % intervals over 7 tasks, in per cent, ours / the
+percentile bootstrap of rliable (2,000 data sets, 1,000 resamples; Monte-Carlo error .5):
+
+    seeds per task                     IQM, 5      IQM, 10      mean, 5     mean, 10
+    normal, tasks apart           95.9 / 90.3  95.0 / 91.7  95.0 / 90.1  94.5 / 92.5
+    normal, tasks alike           95.0 / 92.3  95.0 / 93.7  95.6 / 91.5  95.0 / 93.4
+    beta, tasks apart             95.9 / 90.5  95.0 / 92.9  95.5 / 90.8  95.4 / 94.0
+    beta(.5, .5): fails or learns 93.4 / 90.7  95.0 / 94.2  94.8 / 90.5  96.0 / 93.7
+    log-normal, sigma .5          94.5 / 90.3  94.0 / 92.1  94.0 / 88.5  93.8 / 91.5
+    log-normal, sigma 1           94.8 / 91.4  94.7 / 93.2  88.5 / 83.7  90.3 / 88.3
+
+Percentile intervals know neither the n-1 of the variance nor the tails of t, and BCa repairs neither: in 400 data sets
+(IQM, normal, tasks apart) with 5 and 10 seeds it covered 88.0 and 93.0 %, percentile 88.0 and 92.0, ours 95.2 and 96.0;
+with 5 seeds, log-normal, sigma 1: BCa 89.8, percentile 89.8, ours 93.5. So:
+
+- **t**: IQM, mean, optimality gap (94.5 to 95.5 / 89.8 to 91.5 with 5 seeds), curves. Student's t with the jackknife's
+  error, Welch and Satterthwaite's degrees of freedom; of a mean that is `stats.level`, the interval of the verdicts.
+- **share**: probability of improvement, profile. The same, widened by what a task without any spread leaves in doubt;
+  wide rather than narrow. Of an improvement, for a chance of .5, .7, .9, .97, with 5 seeds 96.0 / 93.4, 97.0 / 93.0,
+  99.8 / 92.8, 100.0 / 92.4, with 10 95.0 / 94.8, 94.9 / 94.2, 97.5 / 95.0, 99.9 / 95.5. Of a profile at one score with
+  5 seeds 95.9 to 99.8 / 80.7 to 90.0.
+- **percentile**: median of tasks and share of tasks above a score, which have no smooth error. The median's interval
+  is not to be trusted: 65 (log-normal, sigma 1) to 97 % with 5 seeds, 79 to 99 % with 10. Read the IQM.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Every round times one burst of each kernel in turn, so that a drift of the machine's speed meets all of them alike; the
 median over rounds is reported, with the matrix-multiply rate of the same run beside it. Operations are those of the
 matrix products alone (`update_flops`), as the algorithm needs them: work that an implementation adds does not count.
+
+The statistics stand beside rliable's, which does the same resamples one by one; of those only a share is timed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynarep import process
+from dynarep import aggregates, process
 from dynarep.agents.ensemble import Ensemble
 from dynarep.agents.mad_td import MadTD
 from dynarep.agents.sac import SAC
@@ -39,6 +41,16 @@ class Row:
     gflop: float
     gflops: float
     efficiency: float
+
+
+@dataclass(frozen=True)
+class Beside:
+    """An estimate with its bootstrap interval: seconds of one core here, and with rliable `ratio` times as long."""
+
+    name: str
+    seconds: float
+    rliable_s: float  # of all resamples, from those that were timed
+    ratio: float
 
 
 @dataclass
@@ -69,7 +81,8 @@ def run(rounds: int = 9, report: Callable[[int, int], None] | None = None) -> di
         report: called with rounds done and rounds in all.
 
     Returns:
-        `gemm_gflops`, the rate of a square fp32 product, and `rows`, a list of `Row` as plain data.
+        `gemm_gflops`, the rate of a square fp32 product; `rows`, a list of `Row`, and `statistics`, one of `Beside`, as
+        plain data.
     """
     process.settle()
     kernels = [_gemm(), _sac(1, 256, 256), _sac(5, 64, 64), _ensemble(1, 200, 256), _ensemble(5, 64, 32)]
@@ -91,7 +104,43 @@ def run(rounds: int = 9, report: Callable[[int, int], None] | None = None) -> di
         Row(kernel.name, float(np.median(seconds[:, k])) * 1e3, kernel.gflop, float(np.median(rates[:, k])), float(s))
         for k, (kernel, s) in enumerate(zip(kernels, share, strict=True))
     ]
-    return {"gemm_gflops": gemm, "rows": [asdict(row) for row in rows]}
+    return {
+        "gemm_gflops": gemm,
+        "rows": [asdict(row) for row in rows],
+        "statistics": [asdict(row) for row in _statistics(rounds)],
+    }
+
+
+def _statistics(rounds: int) -> list[Beside]:
+    """Time an interquartile mean, and one method against another, in processor time of one core."""
+    from rliable import library, metrics
+
+    x, y = np.random.default_rng(0).random((2, 10, 7))
+    each = [
+        ("interquartile mean", 50_000, 200, aggregates.IQM, (x,), metrics.aggregate_iqm),
+        ("probability of improvement", 2_000, 50, aggregates.IMPROVEMENT, (x, y), metrics.probability_of_improvement),
+    ]
+    rows = []
+    for name, reps, share, statistic, arms, theirs in each:
+        scores = {"x": arms[0] if len(arms) == 1 else list(arms)}
+
+        def ours(statistic: aggregates.Statistic = statistic, arms: Any = arms, reps: int = reps) -> object:
+            return aggregates.interval(statistic, *arms, reps=reps)
+
+        def beside(scores: Any = scores, theirs: Any = theirs, share: int = share) -> object:
+            return library.get_interval_estimates(scores, lambda *s: np.array([theirs(*s)]), reps=share)
+
+        seconds = np.array([[_processor_s(call) for call in (ours, beside)] for _ in range(rounds)])
+        mine, their = np.median(seconds, axis=0) * (1, reps / share)
+        what = f"{name}, 10 seeds x 7 tasks, {reps:,} resamples"
+        rows.append(Beside(what, float(mine), float(their), float(their / mine)))
+    return rows
+
+
+def _processor_s(call: Callable[[], object]) -> float:
+    started = time.process_time()
+    call()
+    return time.process_time() - started
 
 
 def _gemm() -> _Kernel:

@@ -116,3 +116,9 @@ def bench(
             row["name"], f"{row['ms']:.2f}", f"{row['gflop']:.3f}", f"{row['gflops']:.1f}", f"{row['efficiency']:.0%}"
         )
     console().print(table)
+    table = Table(title="statistics, beside rliable", title_justify="left")
+    for name in ("estimate with its interval", "ms", "rliable, ms", "times as long"):
+        table.add_column(name, justify="left" if name == "estimate with its interval" else "right")
+    for row in measured["statistics"]:
+        table.add_row(row["name"], *(f"{row[k] * 1e3:,.0f}" for k in ("seconds", "rliable_s")), f"{row['ratio']:,.0f}")
+    console().print(table)
