@@ -69,7 +69,8 @@ def visit(browser, site):
 
     def opened(width=1280, fragment="", **options):
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
+        context.set_default_navigation_timeout(120_000)  # on two busy cores
         contexts.append(context)
         context.on("request", lambda request: asked.append(request.url))
         page = context.new_page()
