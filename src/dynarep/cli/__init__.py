@@ -1,4 +1,4 @@
-"""The command line: list | plan | train | figure | claims | report | audit | bench.
+"""The command line: list | plan | train | figure | claims | report | audit | reference | bench.
 
 Bad input ends with one message and exit code 2; nothing is written. Simulators, PyTorch and matplotlib are imported by
 the commands that need them, so that the rest answers at once.
@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "claims": results.claims,
     "report": results.report,
     "audit": audit.audit,
+    "reference": results.reference,
     "bench": overview.bench,
 }
 

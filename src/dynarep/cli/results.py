@@ -1,4 +1,4 @@
-"""What runs say: figure, claims, report."""
+"""What runs say: figure, claims, report, reference."""
 
 from __future__ import annotations
 
@@ -216,3 +216,11 @@ def report(
     page = reporting.build(experiments, tier, verdicts, folder, figures_folder(figures), path)
     records.atomic_write(path, page.encode())
     print(path)
+
+
+def reference(tier: TierArg = "ci") -> None:
+    """Put this machine's runs of a tier into results/reference, to be committed; all must be there and be believed."""
+    from dynarep import reference as committed
+
+    copied, gone = committed.keep(tier)
+    print(f"{copied} runs copied to {home() / 'results' / 'reference'}, {gone} taken away that no tier plans")
