@@ -300,9 +300,12 @@ def _locked(path: Path) -> IO[str] | None:
                 return file
         except FileNotFoundError:
             pass
-        except OSError:
+        except BlockingIOError:
             file.close()
             return None
+        except OSError as error:
+            file.close()
+            raise UserError(f"{path}: cannot be locked: {error.strerror}. Use another file system.") from None
         file.close()  # who held the lock has just removed the file: this is a lock on nothing
 
 

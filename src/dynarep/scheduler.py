@@ -74,6 +74,8 @@ class Turn:
                     f"{self._path.parents[1].resolve()}: process {process} is making results here already. Wait for "
                     f"it, or stop it (kill -INT {process}); what is done stays."
                 ) from None
+            except OSError as error:
+                raise UserError(f"{self._path}: cannot be locked: {error.strerror}. Use another file system.") from None
             if self._busy or self._read() != self._token:
                 raise UserError("another run ended here while this one was planned. Type the same command again.")
             try:
