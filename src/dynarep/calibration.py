@@ -11,8 +11,12 @@ of `claims`, Holm's correction over the gated claims included.
                     matters (of an equality, none). How often it is "supported" is the power.
     nothing at all  no claim has an effect: how often any of them is supported.
 
-The spread is drawn in two ways, normal and by resampling the real residuals; the worse one counts. Claims are drawn
-independently, although they share runs: Holm's correction holds under any dependence. Source: ours (design section 6).
+The spread is drawn in two ways, normal and by resampling the real residuals; the worse one counts. Resampled residuals
+are smoothed (normal kernel of width 1.06 s n^-1/5, variance kept), because few values repeat, and repeats look like
+little spread: of truly normal data, where t errs on one side in 2.5 %, plain resampling says 4.3 % on average with 5
+seeds and 3.1 % with 10, and for a third of all data sets more than 5 %; smoothed it says 2.8 and 2.7 % (300 sets of
+residuals each). Claims are drawn independently, although they share runs: Holm's correction holds under any
+dependence. Source: ours (design section 6).
 
 experiments/calibration.csv keeps the outcome. A claim may be gated at a tier only where its power there is at least
 `LEAST_POWER`: `checks` refuses the file otherwise.
@@ -92,10 +96,13 @@ class Study:
         found = []
         for residuals in self.residuals:
             n = residuals.size
+            normal, spread = generator.standard_normal((draws, n)), residuals.std(ddof=1)
             if way == "normal":
-                noise = generator.standard_normal((draws, n)) * residuals.std(ddof=1)
-            else:  # resampled values vary less than those they come from, by (n - 1) / n
-                noise = generator.choice(residuals, (draws, n)) * math.sqrt(n / (n - 1))
+                noise = normal * spread
+            else:
+                width = 1.06 * spread * n**-0.2
+                noise = generator.choice(residuals, (draws, n)) + width * normal
+                noise *= spread / math.hypot(residuals.std(), width) if spread else 0.0
             found.append(effect + noise)
         return found
 
