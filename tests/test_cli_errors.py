@@ -334,7 +334,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     "key of a panel": (
         misspell(R1, "figure.panels.0.scale", "scael"), PLAN,
-        [R1, "figure.panels.0.scael: unknown key", "'scale'?", "Allowed: average, colour_by, kind, label"],
+        [R1, "figure.panels.0.scael: unknown key", "'scale'?", "Allowed: average, colour_by, full_score, kind"],
     ),
     "key of a tier file": (
         misspell(SMOKE, "purpose", "purpos"), PLAN,
@@ -573,7 +573,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     # the command line
     "unknown sub-command": (
-        nothing, ["paln"], ["'paln'", "'plan'?", "Allowed: bench, claims, figure", "dynarep --help"],
+        nothing, ["paln"], ["'paln'", "'plan'?", "Allowed: audit, bench, claims, figure", "dynarep --help"],
     ),
     "no sub-command": (nothing, [], ["list, plan, train", TYRO]),
     "unknown option": (nothing, ["plan", "--teir", "smoke"], ["--teir", "--tier", TYRO]),

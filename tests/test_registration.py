@@ -86,7 +86,7 @@ def test_a_rule_that_changed_after_the_runs_is_younger_than_they_are(r1, tmp_pat
     assert judged(lambda path: {claim.id: "0" * 16 if path == one else now}) == "no"
     assert judged(lambda path: {} if path == one else {claim.id: now}) == "no", "the claim came after the run"
     assert judged(lambda path: None if path == one else {claim.id: now}) == "unknown"
-    assert judged(lambda path: ["not", "a", "mapping"]) == "unknown"
+    assert judged(lambda path: ["not", "a", "mapping"]) == "", "a manifest that is none is not read at all"
 
 
 def test_nothing_read_is_not_registered(r1, tmp_path):

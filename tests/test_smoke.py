@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import CHECKOUT
-from dynarep import dag, records
+from dynarep import audit, dag, records
 from dynarep.configs import AgentConfig, ProtocolConfig, registry
 from dynarep.experiment import find, load_all
 
@@ -41,6 +41,8 @@ def test_the_smoke_tier_runs_draws_judges_reports_and_repairs_itself(tmp_path):
     every_protocol_records_the_metrics_that_it_declares(tmp_path)
     no_output_names_a_path_of_this_machine(tmp_path)
     assert "Nothing to be done" in snakemake(tmp_path)
+    every_run_passes_the_audit(tmp_path)
+    snakemake_writes_its_own_report(tmp_path)
     a_deleted_run_is_made_again_to_the_same_bytes(tmp_path)
 
 
@@ -68,6 +70,19 @@ def every_protocol_records_the_metrics_that_it_declares(home: Path) -> None:
                 assert metrics <= protocol.metrics, folder
                 recorded |= metrics
         assert recorded == protocol.metrics, f"{name}: one too many; a claim on it would fail after the runs"
+
+
+def every_run_passes_the_audit(home: Path) -> None:
+    """Of every protocol: rows, times, blocks and rules as they really come. Figures take a minute: not here."""
+    found = audit.audit(home / "results" / "runs", load_all(), "smoke")
+    assert found.findings == []
+    assert found.checked["runs"] == len(list((home / "results" / "runs").rglob("manifest.json")))
+    assert not any("not recorded" in what for what in found.not_checked)
+
+
+def snakemake_writes_its_own_report(home: Path) -> None:
+    snakemake(home, "--report", "appendix.html")
+    assert (home / "appendix.html").stat().st_size > 10**6
 
 
 def no_output_names_a_path_of_this_machine(home: Path) -> None:

@@ -43,14 +43,15 @@ def rule(experiment: Experiment, claim: Judged) -> str:
 def registered(experiments: Iterable[Experiment]) -> dict[str, dict[str, str]]:
     """Return, by identity of a run's configuration, the rules of all claims that rest on such a run at some tier."""
     found: dict[str, dict[str, str]] = {}
+    identities: dict[int, str] = {}  # of a configuration that is one object in many jobs and under many claims
     for experiment in experiments:
         for claim in experiment.spec.judged():
             now = rule(experiment, claim)
-            judging = [
-                job for tier in TIERS if claim.role(tier) != "untested" for job in _jobs(experiment, claim, tier)
-            ]
-            for identifier in {job.config.identity() for job in judging}:
-                found.setdefault(identifier, {})[claim.id] = now
+            for tier in (tier for tier in TIERS if claim.role(tier) != "untested"):
+                for config in (job.config for job in _jobs(experiment, claim, tier)):
+                    if id(config) not in identities:
+                        identities[id(config)] = config.identity()
+                    found.setdefault(identities[id(config)], {})[claim.id] = now
     return found
 
 
