@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -48,5 +48,4 @@ def fused(function: F) -> F:
     """Return a function that updates tensors in place, compiled for fixed shapes if this process compiles."""
     if not _state["compiled"]:
         return function
-    compiled: F = torch.compile(function, dynamic=False)
-    return compiled
+    return cast(F, torch.compile(function, dynamic=False))
