@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,18 @@ class RunConfig:
 
     def identity(self) -> str:
         """Return the SHA-256 of the canonical JSON of `content`."""
-        return identity(self.content())
+        return self._identity
 
     def folder(self) -> Path:
         """Return the run's folder below results/runs, without the seed."""
+        return self._folder
+
+    @cached_property  # nothing in it can change, and the paper tier asks some 30,000 times
+    def _identity(self) -> str:
+        return identity(self.content())
+
+    @cached_property
+    def _folder(self) -> Path:
         label = f"{self.protocol.label()}-{self.agent.label().removeprefix(self.agent.name + '-')}"
         return Path(self.agent.name, self.environment.task, f"{label}-{self.identity()[:8]}")
 
@@ -314,11 +323,12 @@ def find(experiments: Sequence[Experiment], word: str) -> Experiment:
 
 def distinct(jobs: Sequence[Job]) -> list[Job]:
     """Drop runs that an earlier job already asks for; what is left of a job's seeds stays together."""
-    seen: set[Path] = set()
+    seen: dict[Path, set[int]] = {}
     kept = []
     for job in jobs:
-        seeds = tuple(seed for seed, folder in zip(job.seeds, job.folders(), strict=True) if folder not in seen)
-        seen |= set(job.folders())
+        taken = seen.setdefault(job.config.folder(), set())
+        seeds = tuple(seed for seed in job.seeds if seed not in taken)
+        taken.update(seeds)
         if seeds:
             kept.append(replace(job, seeds=seeds))
     return kept

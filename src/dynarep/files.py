@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dynarep.errors import UserError, explain, invalid, unknown
 from dynarep.schema import TIERS, TierFile, budget_model
 
 
+@cache
 def checkout() -> Path:
     """Return the checkout that this package runs from: where the lock and git are."""
     return Path(__file__).resolve().parents[2]

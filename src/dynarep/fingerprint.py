@@ -72,7 +72,12 @@ def of_modules(names: list[str]) -> str:
 
 def of_parts(*parts: PartConfig) -> str:
     """Return the fingerprint of the code behind an agent and a protocol."""
-    return of_modules(modules(*(part.implementation.split(":")[0] for part in parts)))
+    return _of_entries(*(part.implementation.split(":")[0] for part in parts))
+
+
+@cache
+def _of_entries(*entries: str) -> str:
+    return of_modules(modules(*entries))
 
 
 @cache

@@ -119,7 +119,8 @@ def cost(experiment: Experiment, jobs: Sequence[Job], tier: str, results: Path, 
     present = runs = 0
     missing_s = all_s = 0.0
     for job in jobs:
-        there = sum(_made_by(results / folder) == ours(job) for folder in job.folders())
+        made_now = ours(job)
+        there = sum(_made_by(results / folder) == made_now for folder in job.folders())
         data = f"{job.config.environment} {job.config.protocol.kept_steps()} {job.seeds}"
         seconds = job_seconds(job, data in collected)
         collected.add(data)
