@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import dynarep  # noqa: F401  (before PyTorch, which tests import themselves: see dynarep/mkl.py)
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 COPIED = ("R1", "R2", "A", "C", "S")  # experiments that a test's own home has
 

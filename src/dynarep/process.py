@@ -1,27 +1,33 @@
 """What a process that trains is set to before it starts, and what its manifests say of that.
 
-The defaults change no number. A device, or compiled updates, do change last bits: runs that were made differently do
-not belong into one figure, and the audit looks for such mixtures.
+The defaults change no number. A device, compiled updates or other kernels do change last bits: runs that were made
+differently do not belong into one figure, and the audit looks for such mixtures.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 
+from dynarep import mkl
+from dynarep.errors import UserError
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _LARGEST_MMAP_THRESHOLD = 32 << 20  # bytes; glibc refuses more
+EAGER = "Pass --no-compiled to train without compiling, or write 'compiled: false' into the tier's file."
 
 _state: dict[str, Any] = {"device": "cpu", "compiled": False}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def settle(device: str = "cpu", compiled: bool = False) -> None:
-    """Compute on one thread, on that device, and keep freed memory.
+def settle(device: str = "cpu", compiled: bool = False, kept: Path | None = None) -> None:
+    """Compute on one thread, on that device, with full float32 products, and keep freed memory.
 
     glibc hands blocks of more than 128 KiB back to the system as soon as they are free. Every intermediate result of a
     block of seeds is one, and the page faults of taking it back cost small networks up to half of their time.
@@ -29,9 +35,17 @@ def settle(device: str = "cpu", compiled: bool = False) -> None:
     Args:
         device: where tensors live, as PyTorch names it.
         compiled: whether `fused` compiles.
+        kept: the folder of compiled code, which other processes may share; None for PyTorch's own.
+
+    Raises:
+        UserError: compiled, and there is no C++ compiler.
     """
-    _state.update(device=device, compiled=compiled)
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("highest")  # no TF32
+    if compiled:
+        _prepare_to_compile(kept)
+    _state.update(device=device, compiled=compiled)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # not in every C library
@@ -44,8 +58,37 @@ def device() -> torch.device:
     return torch.device(_state["device"])
 
 
+def describe() -> dict[str, str | int | bool]:
+    """Return what decides last bits besides code and packages, as this process is now: the manifest's "machine"."""
+    return {
+        "device": str(_state["device"]),
+        "threads": torch.get_num_threads(),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        "mkl": mkl.path(),
+        "compiled": bool(_state["compiled"]),
+        "tf32": torch.get_float32_matmul_precision() != "highest",
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
 def fused(function: F) -> F:
     """Return a function that updates tensors in place, compiled for fixed shapes if this process compiles."""
     if not _state["compiled"]:
         return function
     return cast(F, torch.compile(function, dynamic=False))
+
+
+def _prepare_to_compile(kept: Path | None) -> None:
+    """Set PyTorch's compiler up; UserError if it would not find the one for C++."""
+    import torch._dynamo
+    from torch._inductor import config, cpp_builder, exc
+
+    if kept is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        raise UserError(f"compiled updates need a C++ compiler, and none was found ($CXX, or g++). {EAGER}") from None
+    config.compile_threads = 1  # in this process: no helpers that outlive it
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # instead of going on without compiling
+    torch._dynamo.reset()  # what an earlier job of this process compiled for its shapes

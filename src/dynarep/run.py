@@ -110,7 +110,6 @@ def train(
 
 def _train(job: Job, results: Path, seeds: list[int], report: Report, rules: Mapping[str, str] | None) -> None:
     process.settle()
-    torch.use_deterministic_algorithms(True)
     begun_at, started, cpu = _now(), time.perf_counter(), time.process_time()
     with cached_in(results / ".transitions"):  # arms of one task start from the same random transitions
         protocol = _build(job, seeds)
@@ -171,13 +170,7 @@ def _manifest(job: Job, cost: dict[str, Any], history: list[dict[str, Any]], sta
         "code": {"fingerprint": fingerprint.of_parts(*parts), **records.git_state(checkout())},
         "lock": fingerprint.of_lock(checkout()),
         "versions": records.versions(),
-        "machine": {
-            "cpu": records.cpu_model(),
-            "device": "cpu",
-            "threads": torch.get_num_threads(),
-            "kernels": torch.backends.cpu.get_cpu_capability(),
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
-        },
+        "machine": {"cpu": records.cpu_model(), **process.describe()},
         "cost": cost,
         "resumed": history,
         "started": started,
