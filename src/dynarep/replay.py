@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dynarep import process
+from dynarep.placement import HOST, here, moved, store
+
 
 class Replay:
     """Transitions of S seeds; the oldest rows are overwritten.
 
-    Real transitions come in lock-step, chosen ones need not. Memory is taken when it is first written: a buffer costs
-    what it holds.
+    Real transitions come in lock-step, chosen ones need not. On the host, memory is taken when it is first written: a
+    buffer costs what it holds. A device gives all of it at once, and has no more than half of what it has free for it
+    (`placement.store`). Row numbers and counts are kept on the host, nobody needs to ask the device for them.
 
     Args:
         fields: field name -> trailing shape, e.g. ``{"obs": (24,), "reward": ()}``.
@@ -21,15 +26,15 @@ class Replay:
         capacity: rows per seed.
 
     Attributes:
+        device: where the data lie.
         data: field name -> (S, capacity, *shape).
-        sizes: rows that each seed has, (S,) of int64.
+        sizes: rows that each seed has, (S,) of int64, on the host.
     """
 
     def __init__(self, fields: Mapping[str, tuple[int, ...]], seeds: int, capacity: int) -> None:
         self.capacity = capacity
-        self.data = {  # torch.zeros would write the zeros; numpy's are the system's untouched pages
-            name: torch.from_numpy(np.zeros((seeds, capacity, *shape), np.float32)) for name, shape in fields.items()
-        }
+        self.device = store(4.0 * seeds * capacity * sum(math.prod(shape) for shape in fields.values()))
+        self.data = {name: _zeros((seeds, capacity, *shape), self.device) for name, shape in fields.items()}
         self.sizes, self._next = torch.zeros(seeds, dtype=torch.int64), torch.zeros(seeds, dtype=torch.int64)
         self._row = torch.arange(seeds)
 
@@ -43,24 +48,30 @@ class Replay:
 
         Args:
             rows: each field (S, n, ...).
-            keep: (S, n) of bool.
+            keep: (S, n) of bool; its device is waited for.
 
         Raises:
             ValueError: n exceeds the capacity.
         """
-        values = {name: torch.as_tensor(rows[name], dtype=target.dtype) for name, target in self.data.items()}
+        values = {
+            name: moved(torch.as_tensor(rows[name], dtype=target.dtype), self.device)
+            for name, target in self.data.items()
+        }
         n = next(iter(values.values())).shape[1]
         if n > self.capacity:
             raise ValueError(f"cannot add {n} rows to a buffer of {self.capacity}")
         if keep is None:
-            at = (self._next.unsqueeze(1) + torch.arange(n)) % self.capacity
             added: Tensor | int = n
+            seed = moved(self._row.unsqueeze(1), self.device)
+            at = moved((self._next.unsqueeze(1) + torch.arange(n)) % self.capacity, self.device)
             for name, target in self.data.items():
-                target[self._row.unsqueeze(1), at] = values[name]
+                target[seed, at] = values[name]
         else:
+            keep = moved(keep, HOST)
+            added = keep.sum(1)
             seed, column = keep.nonzero(as_tuple=True)
             at = (self._next.unsqueeze(1) + keep.cumsum(1) - 1)[seed, column] % self.capacity
-            added = keep.sum(1)
+            seed, column, at = (moved(places, self.device) for places in (seed, column, at))
             for name, target in self.data.items():
                 target[seed, at] = values[name][seed, column]
         self._next = (self._next + added) % self.capacity
@@ -68,8 +79,9 @@ class Replay:
 
     def rows(self, indices: Tensor) -> dict[str, Tensor]:
         """Gather rows: `indices` (S, ...) of int64 below the seed's size -> each field (S, ..., *shape)."""
-        seed = self._row.view(-1, *[1] * (indices.dim() - 1))
-        return {name: values[seed, indices] for name, values in self.data.items()}
+        seed = moved(self._row.view(-1, *[1] * (indices.dim() - 1)), self.device)
+        places, wanted = moved(indices, self.device), process.device()
+        return {name: moved(values[seed, places], wanted) for name, values in self.data.items()}
 
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint needs: the rows that are filled, and where the next one goes."""
@@ -83,6 +95,12 @@ class Replay:
         for name, target in self.data.items():
             rows = state[f"data/{name}"]
             target[:, : rows.shape[1]] = rows
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    if device != HOST:
+        return torch.zeros(shape, device=device)
+    return torch.from_numpy(np.zeros(shape, np.float32))  # the system's untouched pages; torch.zeros would write
 
 
 class Part:
@@ -119,8 +137,8 @@ class Part:
         return int(self.sizes.min())
 
     def absolute(self, indices: Tensor) -> Tensor:
-        """Return the replay's row numbers, (S, ...), of places in the part, (S, ...) of int64."""
-        return self._places[self._row.view(-1, *[1] * (indices.dim() - 1)), indices]
+        """Return the replay's row numbers, (S, ...), of places in the part, (S, ...) of int64; on the host."""
+        return self._places[self._row.view(-1, *[1] * (indices.dim() - 1)), moved(indices, HOST)]
 
     def rows(self, indices: Tensor) -> dict[str, Tensor]:
         """Gather rows: `indices` (S, ...) of int64 below the seed's size -> each field (S, ..., *shape)."""
@@ -128,7 +146,7 @@ class Part:
 
 
 def draw(generators: Sequence[np.random.Generator], size: int | Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Draw uniform row indices with replacement, (S, *shape), each seed from its own generator.
+    """Draw uniform row indices with replacement, (S, *shape) on the host, each seed from its own generator.
 
     `size` says how many rows there are to choose from, for all seeds alike or for each.
     """
@@ -137,7 +155,7 @@ def draw(generators: Sequence[np.random.Generator], size: int | Sequence[int], s
 
 
 def spread(generators: Sequence[np.random.Generator], sizes: Sequence[int], count: int) -> Tensor:
-    """Draw row indices, (S, count), that cover the rows evenly: each is drawn as often as any other, or once more.
+    """Draw row indices, (S, count) on the host, that cover the rows evenly: each as often as any other, or once more.
 
     For measurements: where rows are few, drawing with replacement would add noise for nothing. `sizes` are at least 1.
     """
@@ -153,4 +171,4 @@ def normal(generators: Sequence[np.random.Generator], shape: tuple[int, ...]) ->
     drawn = np.empty((len(generators), *shape), np.float32)
     for own, generator in zip(drawn, generators, strict=True):
         generator.standard_normal(dtype=np.float32, out=own)
-    return torch.from_numpy(drawn)
+    return here(drawn)

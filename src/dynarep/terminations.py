@@ -17,7 +17,7 @@ Rule = Callable[[Tensor], Tensor]  # observations (..., o) -> (...) of bool
 
 def never(obs: Tensor) -> Tensor:
     """No state ends the episode."""
-    return torch.zeros(obs.shape[:-1], dtype=torch.bool)
+    return torch.zeros(obs.shape[:-1], dtype=torch.bool, device=obs.device)
 
 
 def _hopper(obs: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynarep.placement import here, host
+
 LAST_REWARDS = 50  # agent steps whose mean reward stands for all that would have come (`mad-td` 4.1)
 ROWS = 512  # rows evaluated at a time, always as many: a row's last bits may depend on how many there are
 
@@ -168,10 +170,10 @@ def _pieces(rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
         for out, own in zip(piece, rows, strict=True):
             part = own[start : start + ROWS]
             out[: len(part)] = part
-        yield torch.from_numpy(piece)
+        yield here(piece)
 
 
 def _own(parts: Sequence[Tensor], rows: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Cut what was computed for (S, ROWS) pieces back to each seed's own rows."""
-    whole = torch.cat(list(parts), 1).numpy()
+    whole = host(torch.cat(list(parts), 1))
     return [line[: len(own)] for line, own in zip(whole, rows, strict=True)]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dynarep.agents.ensemble import EVEN, Batch, Ensemble, Generators
+from dynarep.placement import host
 
 INFLATED = 1.2  # ours: a sampled dimension with this many times the real variance counts as inflated
 NO_NORM = 1e-8  # `ftfl` 4.2: rows whose denominator is smaller are left out of percentages
@@ -47,7 +48,7 @@ def report(
         means, std = prediction.next_obs[s].double(), ensemble.target_std[s].double()
         reward, drawn = unseen["reward"][s].double(), sampled_reward[s].double()
         with np.errstate(over="ignore", invalid="ignore"):  # a model that diverged is a result
-            fit = reward_fit(prediction.reward[s, elites].double().mean(0).numpy(), reward.numpy())
+            fit = reward_fit(host(prediction.reward[s, elites].double().mean(0)), host(reward))
         fit["sampled_sd_ratio"] = _ratio(drawn.std(correction=0), reward.std(correction=0))
         groups = {
             "reward": fit,
@@ -186,7 +187,8 @@ def gradient_norms(ensemble: Ensemble, batch: Batch) -> dict[str, Tensor]:
     state. `batch`: rows in raw units, (S, N, ...). Computed aside: the networks' own gradients are not touched.
     """
     size = batch["reward"].shape[1]
-    filled = torch.arange(-(-size // EVEN) * EVEN)  # an even number of rows: the first ones again, which do not count
+    # An even number of rows: the first ones again, which do not count.
+    filled = torch.arange(-(-size // EVEN) * EVEN, device=batch["reward"].device)
     rows = {name: values[:, filled % size] for name, values in batch.items()}
     counts = (filled < size)[:, None]
     std, mean = ensemble.target_std[:, None], ensemble.target_mean[:, None]

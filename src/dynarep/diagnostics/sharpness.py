@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynarep.placement import here
+
 DRAWS, JITTER = 10, 0.01
 ROWS = 256  # states at a time: what bounds the memory
 CURVED = 128  # states whose Hessian is taken: its cost is two gradients per state and action dimension
@@ -90,7 +92,7 @@ def curvature(agent: Any, z: Tensor, action: Tensor) -> Tensor:
     (_, rows, size), columns = action.shape, []
     both = torch.cat([z, z], 1)
     for j in range(size):
-        offset = torch.zeros(size)
+        offset = torch.zeros(size, device=action.device)
         offset[j] = OFFSET
         slope = _slope(agent, both, torch.cat([action + offset, action - offset], 1)).double()
         columns.append((slope[:, :rows] - slope[:, rows:]) / (2.0 * OFFSET))
@@ -127,4 +129,4 @@ def _slope(agent: Any, z: Tensor, action: Tensor) -> Tensor:
 
 def _normals(generators: Sequence[np.random.Generator], shape: Sequence[int]) -> Tensor:
     """Standard normals, (S, *shape), each seed from its own generator."""
-    return torch.from_numpy(np.stack([g.standard_normal(tuple(shape), np.float32) for g in generators]))
+    return here(np.stack([g.standard_normal(tuple(shape), np.float32) for g in generators]))

@@ -26,6 +26,7 @@ from dynarep.diagnostics.sharpness import sharpness
 from dynarep.diagnostics.td import generalisation
 from dynarep.envs import EnvError, Step
 from dynarep.envs.dial import Dial, Fleet
+from dynarep.placement import here, host
 from dynarep.protocols import Metrics, usable
 from dynarep.replay import Part, Replay, spread
 from dynarep.streams import integer, stream
@@ -64,7 +65,7 @@ class Evaluator:
         obs = np.stack([self._reset(k, at, 0) for k in range(len(self.seeds))])
         logs: list[list[Stepped]] = [[] for _ in self.seeds]
         while any(len(done) < episodes for done in played):
-            wanted = agent.act(torch.from_numpy(obs[:, None])).numpy()[:, 0]
+            wanted = host(agent.act(here(obs[:, None])))[:, 0]
             for k, env in enumerate(self.envs):
                 if len(played[k]) == episodes:
                     continue
@@ -90,7 +91,7 @@ class Evaluator:
         log: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         while not fleet.over:
             obs = fleet.obs.reshape(*shape, -1)
-            wanted = agent.act(torch.from_numpy(obs)).numpy()
+            wanted = host(agent.act(here(obs)))
             finite = np.isfinite(wanted).all(-1)
             self.diverged |= ~finite.all(1)
             action = np.where(finite[..., None], wanted, 0.0)

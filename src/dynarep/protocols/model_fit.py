@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from dynarep.agents.ensemble import EVEN, FIELDS, Ensemble
 from dynarep.configs import AgentConfig, EnvironmentConfig, ProtocolConfig
 from dynarep.configs.mbpo import EnsembleConfig
 from dynarep.configs.model_fit import ModelFitConfig
 from dynarep.diagnostics import model
+from dynarep.placement import here
 from dynarep.protocols import Metrics, Protocol
 from dynarep.protocols.collect import collect
 from dynarep.streams import stream
@@ -51,7 +51,7 @@ class ModelFit(Protocol):
             for part, index in zip(parts, (order[judged:], order[:judged], order[judged : 2 * judged]), strict=True):
                 part.append({name: getattr(data, name)[np.sort(index)] for name in FIELDS})
         self.training, self.evaluation, self.in_sample = (
-            {name: torch.from_numpy(np.stack([rows[name] for rows in part])) for name in FIELDS} for part in parts
+            {name: here(np.stack([rows[name] for rows in part])) for name in FIELDS} for part in parts
         )
 
     def advance(self) -> dict[str, float]:

@@ -42,6 +42,7 @@ from dynarep.diagnostics.model import report
 from dynarep.diagnostics.stability import drawdown
 from dynarep.envs import EnvError
 from dynarep.envs.dial import Dial, Fleet
+from dynarep.placement import here, host
 from dynarep.protocols import Metrics, Protocol, usable
 from dynarep.protocols.evaluation import (
     EARLY_FRAMES,
@@ -153,7 +154,7 @@ class Online(Protocol):
         """Take one agent step with every seed: act, store, learn, and measure where it is time to."""
         c, i = self.config, self.done
         learning = i >= c.random_steps
-        wanted = self.agent.explore(torch.from_numpy(self.obs), i).numpy() if learning else self._random_actions[:, i]
+        wanted = host(self.agent.explore(here(self.obs), i)) if learning else self._random_actions[:, i]
         self._interact(wanted)
         terms = self.agent.learn(self.training, i, self._simulate) if learning else {}
         self.done = i + 1
@@ -352,7 +353,7 @@ class Online(Protocol):
         self.diverged[:] = state["diverged"]
         self.starts[:] = state["starts"]
         self.returns, self._return = state["returns"], state["return"]
-        actions = self.replay.data["action"].numpy()
+        actions = host(self.replay.data["action"])
         if isinstance(self.envs[0], Dial):
             self.fleet = self._fleet(self.envs[0], len(self.starts[0]) - 1)
             for step in range(self.starts[0][-1], self.done):
@@ -367,4 +368,4 @@ class Online(Protocol):
 def _stored_rewards(replay: Replay) -> list[np.ndarray]:
     """Return each seed's stored rewards, float64, one array per seed: sums cannot know the block."""
     lines = zip(replay.data["reward"], replay.sizes.tolist(), strict=True)
-    return [line[:size].double().numpy() for line, size in lines]
+    return [host(line[:size].double()) for line, size in lines]

@@ -30,6 +30,7 @@ from dynarep.configs.policy_evaluation import PolicyEvaluationConfig
 from dynarep.diagnostics.critic import Episode, returns_to_go, values
 from dynarep.diagnostics.model import report
 from dynarep.nets import Adam
+from dynarep.placement import here
 from dynarep.protocols import Metrics, Protocol
 from dynarep.protocols.collect import Transitions, collect
 from dynarep.replay import Replay, draw
@@ -92,7 +93,7 @@ class PolicyEvaluation(Protocol):
         shapes = {name: rows.shape[1:] for name, rows in kept[0].items()}
         self.replay = Replay(shapes, len(self.seeds), n - judged)
         self.replay.add({name: np.stack([rows[name] for rows in kept]) for name in shapes})
-        self.held = {name: torch.from_numpy(np.stack([rows[name] for rows in held])) for name in FIELDS}
+        self.held = {name: here(np.stack([rows[name] for rows in held])) for name in FIELDS}
 
     def advance(self) -> dict[str, float]:
         """Fit the model for a chunk; or, once it is fitted, take some critic updates, up to the next measurement."""
@@ -156,7 +157,7 @@ class PolicyEvaluation(Protocol):
     def _uniform(self, generators: Sequence[np.random.Generator], size: int) -> Tensor:
         """Draw actions of the policy that is valued, (S, size, a)."""
         shape = (size, self.replay.data["action"].shape[-1])
-        return torch.from_numpy(np.stack([g.uniform(-1, 1, size=shape) for g in generators]).astype(np.float32))
+        return here(np.stack([g.uniform(-1, 1, size=shape) for g in generators]).astype(np.float32))
 
     def _streams(self, purpose: str, number: int) -> list[np.random.Generator]:
         return [stream(seed, purpose, number) for seed in self.seeds]

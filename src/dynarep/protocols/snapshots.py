@@ -11,11 +11,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dynarep.envs import Env, EnvError, Snapshot, Step
 from dynarep.envs.dial import Dial
+from dynarep.placement import here, host
 from dynarep.protocols import usable
 from dynarep.replay import Replay
 from dynarep.streams import integer, stream
@@ -62,7 +62,7 @@ class Simulator:
         if row not in self.states[k]:
             episode = bisect_right(self.starts[k], row) - 1
             first, end = [*self.starts[k], int(self.replay.sizes[k])][episode : episode + 2]
-            actions = self.replay.data["action"][k, first:end].numpy()
+            actions = host(self.replay.data["action"][k, first:end])
             play_again(self.env, self.seeds[k], episode, actions, lambda i: self.keep(k, first + i, self.env))
         return self.states[k][row]
 
@@ -79,17 +79,17 @@ class Simulator:
         """
         fields = self.replay.data
         out = {name: np.empty((*indices.shape, *fields[name].shape[2:]), np.float32) for name in OUTCOME}
-        for k, (rows, wanted) in enumerate(zip(indices.tolist(), actions.numpy(), strict=True)):
+        for k, (rows, wanted) in enumerate(zip(indices.tolist(), host(actions), strict=True)):
             for j, row in enumerate(rows):
                 self.env.restore(self.before(k, row))
                 try:
                     step = self.env.step(usable(wanted[j], k, self.diverged))
                 except EnvError:
                     self.diverged[k] = True
-                    step = Step(fields["obs"][k, row].numpy(), 0.0, terminated=True, truncated=False)
+                    step = Step(host(fields["obs"][k, row]), 0.0, terminated=True, truncated=False)
                 for name, value in zip(OUTCOME, (step.obs, step.reward, not step.terminated), strict=True):
                     out[name][k, j] = value
-        next_obs, reward, mask = (torch.from_numpy(out[name]) for name in OUTCOME)
+        next_obs, reward, mask = (here(out[name]) for name in OUTCOME)
         return next_obs, reward, mask
 
 
@@ -117,11 +117,11 @@ class ClosedForm:
         self._asked = stored, again
         shape = (indices.shape[1], dynamics.noise_size)
         noise = np.stack([stream(s, "true outcome", stored, again).standard_normal(shape) for s in self.seeds])
-        state = self.replay.rows(indices)["obs"].numpy().astype(np.float64) / units.obs
-        wanted = actions.numpy().astype(np.float64)
+        state = host(self.replay.rows(indices)["obs"]).astype(np.float64) / units.obs
+        wanted = host(actions).astype(np.float64)
         following, gained = dynamics.step(state, np.clip(np.nan_to_num(wanted), -1.0, 1.0), noise)
         out = (units.obs * following, units.reward * gained, np.ones_like(gained))
-        next_obs, reward, mask = (torch.from_numpy(values.astype(np.float32)) for values in out)
+        next_obs, reward, mask = (here(values.astype(np.float32)) for values in out)
         return next_obs, reward, mask
 
 
