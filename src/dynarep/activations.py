@@ -10,8 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Activation = Callable[[Tensor], Tensor]
-_ONE, _TWO = torch.ones(()), torch.full((), 2.0)  # a plain number would be converted at every use
+_constants: dict[tuple[float, torch.device], Tensor] = {}
 _threshold_backward = torch.ops.aten.threshold_backward.grad_input
+
+
+def constant(value: float, device: torch.device) -> Tensor:
+    """Return a number as a tensor without dimensions on a device; a plain number would be converted at every use."""
+    if torch.compiler.is_compiling():
+        return torch.full((), value, device=device)
+    key = value, device
+    if key not in _constants:
+        _constants[key] = torch.full((), value, device=device)
+    return _constants[key]
 
 
 def mish(x: Tensor) -> Tensor:
@@ -37,11 +47,12 @@ def _mish_(x: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
     One transcendental function instead of three. With s = sigmoid(x) and q = s (2 - s):
     t = tanh(log(1 + exp x)) = q / (2 - q), y = x t, and the derivative is t + s (x - t y).
     """
+    one, two = constant(1.0, x.device), constant(2.0, x.device)
     s = x.sigmoid()
-    q = torch.lerp(s, _ONE, s)  # s + s (1 - s)
+    q = torch.lerp(s, one, s)  # s + s (1 - s)
     if not keep:
-        return q.div_(torch.sub(_TWO, q, out=s)).mul_(x), None
-    t = q.div_(_TWO - q)
+        return q.div_(torch.sub(two, q, out=s)).mul_(x), None
+    t = q.div_(two - q)
     y = x * t
     return y, t.addcmul_(s, x.addcmul_(t, y, value=-1.0))
 
@@ -62,7 +73,7 @@ def _silu_(x: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
         return F.silu(x, inplace=True), None
     s = x.sigmoid()
     y = x.mul_(s)
-    return y, torch.lerp(y, _ONE, s, out=s)
+    return y, torch.lerp(y, constant(1.0, x.device), s, out=s)
 
 
 def _times_slope_(grad: Tensor, slope: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynarep import process
+
 
 class HLGauss:
     """Scalar values as histograms: the two-sided cut Gaussian of `mad-td` 3.2, with the zero prior.
@@ -21,11 +23,10 @@ class HLGauss:
     def __init__(self, bins: int, low: float, high: float, sigma: float, prior: float) -> None:
         width = (high - low) / (bins - 1)
         self.low, self.high, self.scale = low, high, sigma * width * math.sqrt(2.0)
-        self.centres = torch.linspace(low, high, bins, dtype=torch.float64).float()
-        self._edges = (
-            torch.linspace(low - width / 2, high + width / 2, bins + 1, dtype=torch.float64) / self.scale
-        ).float()
-        self._prior = prior * self.encode(torch.zeros(1))[0]
+        edges = torch.linspace(low - width / 2, high + width / 2, bins + 1, dtype=torch.float64) / self.scale
+        self.centres = torch.linspace(low, high, bins, dtype=torch.float64).float().to(process.device())
+        self._edges = edges.float().to(process.device())
+        self._prior = prior * self.encode(torch.zeros(1, device=process.device()))[0]
 
     def encode(self, y: Tensor) -> Tensor:
         """Return the probabilities of scalars `y`, shape (*y.shape, bins); values beyond the range are clipped."""

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
+from dynarep import process
 from dynarep.activations import ACTIVE, Activation, mish
 from dynarep.initialisers import Initialiser
 from dynarep.streams import stream
@@ -172,8 +173,8 @@ class Net:
                 self._slots[f"{branch}/{parameter}"] = (width, shape)
                 width += math.prod(shape)
         rows, width = self.seeds * members, -(-width // PAD) * PAD
-        self.flat = torch.zeros(rows, width)
-        self.flat.grad = torch.zeros(rows, width)
+        self.flat = torch.zeros(rows, width, device=process.device())
+        self.flat.grad = torch.zeros_like(self.flat)
         self._bind()
         heads = {f"{branch}/{len(spec.sizes) - 2}.kernel" for branch, spec in self.branches.items()}
         with torch.no_grad():
@@ -349,8 +350,8 @@ class Scalar:
     """One trained number per seed, with a gradient; each fills a row of its own, padded like a network's."""
 
     def __init__(self, value: float, seeds: int) -> None:
-        self.seeds, self.flat = seeds, torch.full((seeds, PAD), value)
-        self.flat.grad = torch.zeros(seeds, PAD)
+        self.seeds, self.flat = seeds, torch.full((seeds, PAD), value, device=process.device())
+        self.flat.grad = torch.zeros_like(self.flat)
 
 
 class Adam:
@@ -366,7 +367,7 @@ class Adam:
     def __init__(self, net: Net | Scalar, lr: float, clip: float | None = None) -> None:
         self.net, self.lr, self.clip = net, lr, clip
         self._first, self._second = torch.zeros_like(net.flat), torch.zeros_like(net.flat)
-        self._steps = torch.zeros(())
+        self._steps = torch.zeros((), device=net.flat.device)
 
     def norm(self) -> Tensor:
         """Return the norm of each seed's gradient, (S,)."""

@@ -45,10 +45,12 @@ import torch.nn.functional as F
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
+from dynarep import process
 from dynarep.agents.gaussian import GaussianHead
 from dynarep.configs.mbpo import EnsembleConfig
 from dynarep.initialisers import Initialiser
 from dynarep.nets import Adam, Net, Spec
+from dynarep.placement import moved
 from dynarep.replay import draw, normal
 from dynarep.streams import stream
 
@@ -124,9 +126,11 @@ class Ensemble:
                 rates.parameter(f"{branch}/{layer}.kernel").fill_(rate)
         self._decay = rates.flat[:1].clone()  # (1, parameters of one member)
         self.head = GaussianHead(c, self.outputs, seeds)
-        self.elites = torch.arange(c.elites).repeat(len(seeds), 1)
-        self.input_mean, self.input_std = torch.zeros(len(seeds), hidden[0]), torch.ones(len(seeds), hidden[0])
-        self.target_mean, self.target_std = torch.zeros(len(seeds), self.outputs), torch.ones(len(seeds), self.outputs)
+        device = process.device()
+        self.elites = torch.arange(c.elites, device=device).repeat(len(seeds), 1)
+        self.input_mean = torch.zeros(len(seeds), hidden[0], device=device)
+        self.target_mean = torch.zeros(len(seeds), self.outputs, device=device)
+        self.input_std, self.target_std = torch.ones_like(self.input_mean), torch.ones_like(self.target_mean)
         # The elites' weights side by side, for `sample`; refreshed when it finds that they are others.
         self._elite_net = Net("elites", branches, seeds, lambda rng, *shape: np.zeros(shape), c.elites).target()
         self._elites_in_net: Tensor | None = None
@@ -141,7 +145,7 @@ class Ensemble:
         c = self.config
         for s in range(len(self.seeds)):  # one seed at a time: bounded memory, and sums that cannot know the block
             every = {name: data[name][s] for name in FIELDS}
-            own = every if rows is None else {name: values[rows[s]] for name, values in every.items()}
+            own = every if rows is None else {name: values[moved(rows[s], values.device)] for name, values in every.items()}
             variance, self.input_mean[s] = torch.var_mean(torch.cat([own["obs"], own["action"]], -1), 0, correction=0)
             self.input_std[s] = variance.sqrt() + c.epsilon
             if c.normalise_targets:
@@ -240,7 +244,7 @@ class Ensemble:
         self._elites_in_net = None
         terms |= self.head.step()
         if report:
-            total = sum(terms.values(), start=torch.zeros(()))
+            total = sum(terms.values(), start=torch.zeros((), device=out.device))
             terms |= {"total_loss": total, "grad_norm": self._adam.norm()}
         self._adam.step()
         return terms if report else {}
@@ -266,9 +270,9 @@ class Ensemble:
         if c.normalise_targets and c.elite_score == "network":
             y.clamp_(-HOLDOUT_CLIP, HOLDOUT_CLIP)
         if counts is None:
-            counts = torch.ones(len(self.seeds), y.shape[2])
+            counts = torch.ones(len(self.seeds), y.shape[2], device=y.device)
         scale = None if c.elite_score == "network" else self._score_scale(data)
-        total = torch.zeros(len(self.seeds), c.members, dtype=torch.float64)
+        total = torch.zeros(len(self.seeds), c.members, dtype=torch.float64, device=y.device)
         for rows, mean, _ in self._evaluate(data["obs"], data["action"]):
             error = (mean - y[:, :, rows]).square_()
             if scale is not None:
@@ -299,14 +303,14 @@ class Ensemble:
         self.fit_normalisers(data, train)
         shape = (c.model_batch_size,) if c.shared_batches else (c.members, c.model_batch_size)
         picks = draw(generators, train.shape[1], (steps, *shape))
-        rows = train.gather(1, picks.flatten(1)).view(picks.shape)
+        rows = moved(train.gather(1, picks.flatten(1)).view(picks.shape), data["reward"].device)
         for step in range(steps):
             terms = self.update(_take(data, rows[:, step]), report=step == steps - 1)
         picks = draw(generators, held.shape[1], (c.holdout_draws,))
         if c.elites == c.members:
             return terms  # there is nothing to choose
         counts = torch.zeros(held.shape).scatter_add_(1, picks, torch.ones(picks.shape))
-        scores = self.score(_take(data, held), counts)  # counting draws: 50 000 of them need only the rows there are
+        scores = self.score(_take(data, held), moved(counts, process.device()))  # counting draws: 50 000 of them need only the rows there are
         self.elites = scores.argsort(dim=1, stable=True)[:, : c.elites].sort(1).values
         return terms
 
@@ -346,7 +350,7 @@ class Ensemble:
         row drew is evaluated there. Without `noisy`, the elite's mean is what is returned.
         """
         size = obs.shape[1]
-        picks = draw(generators, self.config.elites, (size,))
+        picks = moved(draw(generators, self.config.elites, (size,)), obs.device)
         noise = normal(generators, (size, self.outputs))
         mean, variance = self._evaluate_elites(self._inputs(obs, action), picks)
         y = self._raw(noise * variance.sqrt_() + mean if noisy else mean, obs)
@@ -367,17 +371,17 @@ class Ensemble:
             own = self.elites.unsqueeze(-1).expand(-1, -1, weights.shape[-1])
             self._elite_net.flat.copy_(weights.gather(1, own).flatten(0, 1))
             self._elites_in_net = self.elites
-        size, elites = x.shape[1], self.config.elites
+        size, elites, device = x.shape[1], self.config.elites, x.device
         tile = min(TILE, -(-5 * size // (4 * elites * EVEN)) * EVEN)  # an elite's share of the rows and a quarter more
         order = picks.argsort(dim=1, stable=True)
         counts = F.one_hot(picks, elites).sum(1)
         first = counts.cumsum(1) - counts  # where an elite's rows begin in `order`
         length = -(-int(counts.max()) // tile) * tile
-        filled = (first.unsqueeze(-1) + torch.arange(length)).clamp_(max=size - 1)
-        seed = torch.arange(len(self.seeds)).view(-1, 1, 1)
+        filled = (first.unsqueeze(-1) + torch.arange(length, device=device)).clamp_(max=size - 1)
+        seed = torch.arange(len(self.seeds), device=device).view(-1, 1, 1)
         x = x[seed, order.gather(1, filled.flatten(1)).view(filled.shape)]  # (S, elites, length, o + a)
         out = torch.cat([self._output(part, self._elite_net) for part in torch.split(x, tile, 2)], 2)
-        rank = torch.empty_like(order).scatter_(1, order, torch.arange(size).expand_as(order))
+        rank = torch.empty_like(order).scatter_(1, order, torch.arange(size, device=device).expand_as(order))
         place = rank - first.gather(1, picks)
         where = seed[..., 0], picks, place
         return self.head.mean(out)[where], self.head.variance(out)[where]  # of whole tiles, see nets.py
@@ -394,7 +398,7 @@ class Ensemble:
         """Restore `state()`."""
         self.net.flat.copy_(state["net"])
         for name in STATE:
-            setattr(self, name, state[name].clone())
+            setattr(self, name, state[name].to(process.device(), copy=True))
         self._adam.load({k.removeprefix("adam/"): v for k, v in state.items() if k.startswith("adam/")})
         self.head.load({k.removeprefix("head/"): v for k, v in state.items() if k.startswith("head/")})
         self._elites_in_net = None
@@ -406,6 +410,7 @@ def _along(moment: Tensor, values: Tensor) -> Tensor:
 
 
 def _take(data: Batch, rows: Tensor) -> dict[str, Tensor]:
-    """Gather rows (S, ...) of fields (S, N, ...)."""
-    seed = torch.arange(rows.shape[0]).view(-1, *[1] * (rows.dim() - 1))
-    return {name: data[name][seed, rows] for name in FIELDS}
+    """Gather rows (S, ...) of fields (S, N, ...), which may lie on the host; the rows are on the process's device."""
+    rows = moved(rows, data["reward"].device)
+    seed = torch.arange(rows.shape[0], device=rows.device).view(-1, *[1] * (rows.dim() - 1))
+    return {name: moved(data[name][seed, rows], process.device()) for name in FIELDS}

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynarep import process
 from dynarep.configs.mbpo import EnsembleConfig
 from dynarep.nets import Adam, Net, Spec
 
@@ -39,7 +40,8 @@ class GaussianHead:
         self._learned = _Bounds(config, outputs, seeds) if config.learnable_bounds else None
         self._weights: Tensor | None = None  # of an output's terms in the loss, (D,), relative to 1 / D
         if config.separate_reward:  # each network's loss is a mean over its own outputs
-            self._weights = torch.tensor([outputs / (outputs - 1)] * (outputs - 1) + [float(outputs)])
+            weights = [outputs / (outputs - 1)] * (outputs - 1) + [float(outputs)]
+            self._weights = torch.tensor(weights, device=process.device())
 
     def _limits(self) -> Limits:
         """Return max, exp(max), exp(min): numbers, or (S, 1, 1, D) where they are learned."""

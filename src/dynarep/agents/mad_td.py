@@ -35,6 +35,7 @@ from dynarep.configs.mad_td import MadTDConfig
 from dynarep.histogram import HLGauss
 from dynarep.initialisers import uniform_fan_in
 from dynarep.nets import Adam, Net, Spec, Tape
+from dynarep.placement import here
 from dynarep.replay import Part, Replay, draw
 from dynarep.streams import streams
 
@@ -118,7 +119,7 @@ class MadTD:
             return self._plan(obs.unsqueeze(1), generators).sample[:, 0]
         action = self.policy(self.encode(_even(obs.unsqueeze(1))))[:, 0]
         normal = np.stack([g.standard_normal(self.action_size, dtype=np.float32) for g in generators])
-        noise = (c.exploration_noise * torch.from_numpy(normal)).clamp(-c.noise_clip, c.noise_clip)
+        noise = (c.exploration_noise * here(normal)).clamp(-c.noise_clip, c.noise_clip)
         return (action + noise).clamp(-1.0, 1.0)
 
     @torch.no_grad()
@@ -200,7 +201,7 @@ class MadTD:
             batch["index"] = replay.absolute(indices) if isinstance(replay, Part) else indices
         if c.model_actions == "uniform":
             generators, size = self._streams("model actions", step), (*shape, self.action_size)
-            batch["uniform"] = torch.from_numpy(np.stack([g.random(size, np.float32) for g in generators])) * 2.0 - 1.0
+            batch["uniform"] = here(np.stack([g.random(size, np.float32) for g in generators])) * 2.0 - 1.0
         frozen = c.freeze_model_after is not None and step >= c.freeze_model_after
         return self.update(batch, learn_model=not frozen, simulate=simulate)
 
@@ -266,7 +267,7 @@ class MadTD:
         if c.critic_shapes_encoder:  # summed over critics, where L_v is a mean: both as in the reference
             online = self.q_log(self.critic, z, rows["action"], frozen=True)
             terms["model_critic_loss"] = self.cross_entropy(y, online, mask)
-        total: Tensor = sum(terms.values(), start=torch.zeros(()))
+        total: Tensor = sum(terms.values(), start=torch.zeros((), device=z.device))
         total.sum().backward()  # type: ignore[no-untyped-call]
         self._optimisers["encoder"].step()
         self._optimisers["model"].step()

@@ -23,11 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynarep import process
 from dynarep.agents import selection
 from dynarep.agents.ensemble import FIELDS, Ensemble
 from dynarep.agents.sac import OWN, SAC
 from dynarep.configs import Units
 from dynarep.configs.mbpo import MBPOConfig
+from dynarep.placement import moved
 from dynarep.replay import Replay, draw
 from dynarep.streams import streams
 from dynarep.terminations import termination
@@ -139,7 +141,7 @@ class MBPO:
             next_obs, reward, mask = simulate(start, action)
             self.synthetic.add({"obs": obs, "action": action, "reward": reward, "next_obs": next_obs, "mask": mask})
             return
-        alive = torch.ones(start.shape, dtype=torch.bool)
+        alive = torch.ones(start.shape, dtype=torch.bool, device=obs.device)
         for h in range(c.horizon()):
             action, _ = self.log_prob_sample(obs, generators)
             if self._rule is None:
@@ -177,7 +179,7 @@ class MBPO:
         real = replay.rows(draw(generators, replay.size, (c.updates_per_step, c.batch_size - synthetic)))
         empty = self.synthetic.sizes == 0
         if empty.any():
-            instead = replay.rows(draw(generators, replay.size, shape))
+            instead, empty = replay.rows(draw(generators, replay.size, shape)), moved(empty, process.device())
             for name, values in imagined.items():
                 values[empty] = instead[name][empty]
         both = {name: torch.cat([values, real[name]], 2) for name, values in imagined.items()}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dynarep.configs.mad_td import MadTDConfig
+from dynarep.placement import HOST, here, moved
 
 
 class Plan(NamedTuple):
@@ -45,7 +46,7 @@ def plan(
     """
     c, (_, states, size) = config, policy_action.shape
     shape = (c.plan_iterations, c.plan_samples, size)
-    noise = torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in generators]))
+    noise = here(np.stack([g.standard_normal(shape, dtype=np.float32) for g in generators]))
     mean, std = policy_action, torch.full_like(policy_action, c.plan_std_max)
     for i in range(c.plan_iterations):
         drawn = mean.unsqueeze(2) + std.unsqueeze(2) * noise[:, None, i]
@@ -58,5 +59,6 @@ def plan(
         mean = (share * elites).sum(-1)
         std = (share * (elites - mean.unsqueeze(-1)).square()).sum(-1).sqrt().clamp(c.plan_std_min, c.plan_std_max)
     u = torch.tensor([[g.random()] * states for g in generators])
-    chosen = (weights.cumsum(-1) < u.unsqueeze(-1)).sum(-1).clamp(max=c.plan_elites - 1)
+    sums = moved(weights, HOST).cumsum(-1)  # whose order a GPU does not promise; the action goes there next anyway
+    chosen = moved((sums < u.unsqueeze(-1)).sum(-1).clamp(max=c.plan_elites - 1), elites.device)
     return Plan(mean, elites.gather(-1, chosen[..., None, None].expand(-1, -1, size, 1)).squeeze(-1))

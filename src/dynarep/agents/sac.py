@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynarep.activations import constant
 from dynarep.configs import Units
 from dynarep.configs.sac import SACConfig
 from dynarep.initialisers import halves, orthogonal
@@ -37,8 +38,7 @@ from dynarep.streams import streams
 Batch = Mapping[str, Tensor]
 Generators = Sequence[np.random.Generator]
 EVEN = 32  # rows evaluated at a time are a multiple of this, see nets.py on block invariance
-_ONE = torch.ones(())  # a plain number would be converted at every use
-LOG_STD_MIDDLE, LOG_STD_SLOPE = torch.tensor(-4.0), 6.0  # [code] between -10 and 2
+LOG_STD_MIDDLE, LOG_STD_SLOPE = -4.0, 6.0  # [code] between -10 and 2
 LAYER_NORM = 1e-6  # [code] Flax's default epsilon
 OWN = Units()  # the environment reports in the task's own units
 GAIN = math.sqrt(2.0)  # [code] of every kernel but the log-std head's, which has 1
@@ -288,7 +288,7 @@ class SAC:
 
 def _log_std(gate: Tensor) -> Tensor:
     """Return the log std, of tanh(raw)."""
-    return torch.add(LOG_STD_MIDDLE, gate, alpha=LOG_STD_SLOPE)
+    return torch.add(constant(LOG_STD_MIDDLE, gate.device), gate, alpha=LOG_STD_SLOPE)
 
 
 def _choose(out: Tensor, noise: Tensor) -> _Choice:
@@ -309,7 +309,7 @@ def _choose(out: Tensor, noise: Tensor) -> _Choice:
 
 def _one_less_square(x: Tensor) -> Tensor:
     """Return 1 - x^2."""
-    return torch.addcmul(_ONE, x, x, value=-1.0)
+    return torch.addcmul(constant(1.0, x.device), x, x, value=-1.0)
 
 
 def _own(x: Tensor, unit: float) -> Tensor:

@@ -28,8 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynarep import process
 from dynarep.agents.ensemble import Ensemble, Generators, Prediction
 from dynarep.configs.mbpo import MBPOConfig
+from dynarep.placement import here, moved
 from dynarep.replay import Replay, draw
 
 EVEN = 32  # rows are padded to a multiple of this, see nets.py on block invariance
@@ -56,7 +58,7 @@ def kl_to_the_rest(mean: Tensor, variance: Tensor, chosen: Tensor) -> Tensor:
         chosen: a member per row, (S, B).
     """
     members = mean.shape[1]
-    others = (torch.arange(members).view(-1, 1) != chosen.unsqueeze(1)).unsqueeze(-1) / (members - 1)  # (S, E, B, 1)
+    others = (torch.arange(members, device=chosen.device).view(-1, 1) != chosen.unsqueeze(1)).unsqueeze(-1) / (members - 1)  # (S, E, B, 1)
     rest = (others * mean).sum(1)
     spread = (others * (variance + (mean - rest.unsqueeze(1)).square())).sum(1)
     own_mean, own_variance = member(mean, chosen), member(variance, chosen)
@@ -76,7 +78,7 @@ def mean_divergence(mean: Tensor, variance: Tensor) -> Tensor:
     (mu_1 - mu_2)^2 / 2 (var_1 + var_2), and -log var_g = log (var_1 + var_2) / 2 - log var_1 - log var_2.
     """
     log_variance, pairs = variance.log(), list(combinations(range(mean.shape[1]), 2))
-    total = torch.zeros(mean.shape[0], mean.shape[2])
+    total = torch.zeros(mean.shape[0], mean.shape[2], device=mean.device)
     for i, j in pairs:
         both = variance[:, i] + variance[:, j]
         apart = (mean[:, i] - mean[:, j]).square() / (2.0 * both)
@@ -153,7 +155,7 @@ class Rule:
 
     def _noise(self, generators: Generators, size: int) -> Tensor:
         shape = (size, self.outputs)
-        return torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in generators]))
+        return here(np.stack([g.standard_normal(shape, dtype=np.float32) for g in generators]))
 
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint needs."""
@@ -170,7 +172,7 @@ class M2AC(Rule):
         self, step: int, mean: Tensor, variance: Tensor, elites: Tensor, generators: Generators, alive: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         c, size = self.config, mean.shape[2]
-        chosen = draw(generators, c.members, (size,))
+        chosen = moved(draw(generators, c.members, (size,)), mean.device)
         y = member(mean, chosen) + member(variance, chosen).sqrt() * self._noise(generators, size)
         u = kl_to_the_rest(mean, variance, chosen)
         y[..., -1] -= c.m2ac_penalty * u
@@ -184,14 +186,15 @@ class MACURA(Rule):
 
     def __init__(self, config: MBPOConfig, outputs: int, seeds: int) -> None:
         super().__init__(config, outputs, seeds)
-        self.history = torch.zeros(seeds, config.macura_history)  # xi times a percentile, one of each rollout round
+        # xi times a percentile, one of each rollout round
+        self.history = torch.zeros(seeds, config.macura_history, device=process.device())
         self.rounds = 0
 
     def _choose(
         self, step: int, mean: Tensor, variance: Tensor, elites: Tensor, generators: Generators, alive: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         c, size = self.config, mean.shape[2]
-        chosen = elites.gather(1, draw(generators, c.elites, (size,)))
+        chosen = elites.gather(1, moved(draw(generators, c.elites, (size,)), elites.device))
         y = member(mean, chosen) + member(variance, chosen).sqrt() * self._noise(generators, size)
         u = mean_divergence(mean, variance)
         if step == 0:
@@ -211,7 +214,8 @@ class MACURA(Rule):
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore `state()`."""
-        self.history, self.rounds = state["history"].clone(), int(state["rounds"])
+        self.history.copy_(state["history"])
+        self.rounds = int(state["rounds"])
 
 
 class Infoprop(Rule):
@@ -219,8 +223,8 @@ class Infoprop(Rule):
 
     def __init__(self, config: MBPOConfig, outputs: int, seeds: int) -> None:
         super().__init__(config, outputs, seeds)
-        self.most = torch.full((seeds, outputs), math.inf)  # bits lost per step
-        self.most_in_sum = torch.full((seeds, outputs), math.inf)  # over the steps of a rollout
+        self.most = torch.full((seeds, outputs), math.inf, device=process.device())  # bits lost per step
+        self.most_in_sum = self.most.clone()  # over the steps of a rollout
         self._sum = torch.zeros(())
 
     def fit(self, ensemble: Ensemble, replay: Replay, generators: Generators) -> None:
@@ -237,7 +241,7 @@ class Infoprop(Rule):
         self, step: int, mean: Tensor, variance: Tensor, elites: Tensor, generators: Generators, alive: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         c, size = self.config, mean.shape[2]
-        chosen = draw(generators, c.members, (size,))
+        chosen = moved(draw(generators, c.members, (size,)), mean.device)
         x = member(mean, chosen) + member(variance, chosen).sqrt() * self._noise(generators, size)
         middle, fused, epistemic = fuse(mean, variance)
         rest = _conditional(fused, epistemic)
@@ -255,7 +259,8 @@ class Infoprop(Rule):
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore `state()`."""
-        self.most, self.most_in_sum = state["most"].clone(), state["most_in_sum"].clone()
+        self.most.copy_(state["most"])
+        self.most_in_sum.copy_(state["most_in_sum"])
 
 
 RULES: Mapping[str, type[Rule]] = {"m2ac": M2AC, "macura": MACURA, "infoprop": Infoprop}
