@@ -72,6 +72,7 @@ class Job:
     seeds: tuple[int, ...]
     together: int = 1  # how many such jobs one process of the DAG trains
     company: str = ""  # those that may share it: a name
+    compiled: bool = False  # updates; like the device no part of a run's identity, but of its manifest
 
     @property
     def task(self) -> str:
@@ -163,7 +164,8 @@ class Experiment:
 
     def _group_jobs(self, name: str, tier: str) -> Iterator[Job]:
         group = self.spec.runs[name]
-        everybody = files.tier_in(self.folder, tier).jobs_per_process
+        tier_file = files.tier_in(self.folder, tier)
+        everybody, compiled = tier_file.jobs_per_process, tier_file.compiled
         together = everybody if everybody > 1 else group.jobs_per_process or 1
         for index in range(len(group.blocks(tier))):
             budget = self.budget(group, tier, index)
@@ -173,7 +175,7 @@ class Experiment:
                         config = self._resolve(group, variant, budget, task)
                         company = tier if everybody > 1 else f"{tier}_{self.spec.id}_{name}_{task}"
                         for seeds in _blocks(budget):
-                            yield Job(self.spec.id, name, variant, tier, config, seeds, together, company)
+                            yield Job(self.spec.id, name, variant, tier, config, seeds, together, company, compiled)
 
     def budget(self, group: Group, tier: str, index: int) -> dict[str, Any]:
         """Overlay the tier's budget with one of the group's blocks."""

@@ -38,14 +38,17 @@ def settle(device: str = "cpu", compiled: bool = False, kept: Path | None = None
         kept: the folder of compiled code, which other processes may share; None for PyTorch's own.
 
     Raises:
-        UserError: compiled, and there is no C++ compiler.
+        UserError: no such device here; or compiled, and there is no compiler that works.
     """
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.set_float32_matmul_precision("highest")  # no TF32
+    from dynarep import placement  # which asks this module where to put things
+
+    _state.update(device=str(placement.check(device)), compiled=False)
     if compiled:
         _prepare_to_compile(kept)
-    _state.update(device=device, compiled=compiled)
+        _state.update(compiled=True)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # not in every C library
@@ -79,7 +82,7 @@ def fused(function: F) -> F:
 
 
 def _prepare_to_compile(kept: Path | None) -> None:
-    """Set PyTorch's compiler up; UserError if it would not find the one for C++."""
+    """Set PyTorch's compiler up and try it; UserError if it does not find or cannot use the one for C++."""
     import torch._dynamo
     from torch._inductor import config, cpp_builder, exc
 
@@ -92,3 +95,8 @@ def _prepare_to_compile(kept: Path | None) -> None:
     config.compile_threads = 1  # in this process: no helpers that outlive it
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # instead of going on without compiling
     torch._dynamo.reset()  # what an earlier job of this process compiled for its shapes
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device()))
+    except Exception as error:  # whatever is missing: headers of Python, a folder to write to
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"compiled updates: PyTorch's compiler does not work here: {said[0]:.200} {EAGER}") from None

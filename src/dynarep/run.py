@@ -31,7 +31,7 @@ from dynarep import __version__, fingerprint, process, records, scheduler
 from dynarep.cache import cached_in
 from dynarep.errors import UserError
 from dynarep.experiment import Job, span
-from dynarep.files import checkout
+from dynarep.files import checkout, home
 from dynarep.protocols import Protocol, Row
 
 CHECKPOINT_SECONDS = 60.0  # ours: a kill loses at most this much work,
@@ -39,6 +39,8 @@ SAVES_APART = 50.0  # or this many times what a save takes: one may write gigaby
 ORPHAN_SECONDS = 600.0  # how long a scheduler's job waits for the job of a dead scheduler to save its state and stop
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FILES = (records.METRICS, records.MANIFEST)
+COMPILED = Path(".snakemake", "compiled")  # below home, all jobs': not beside results, which come from anywhere
+STATE = ("device", "kernels", "mkl", "compiled", "tf32")  # of a process, which decides last bits
 Report = Callable[[int, int, dict[str, float]], None]
 
 
@@ -77,6 +79,7 @@ def train(
     report: Report | None = None,
     redo: bool = False,
     rules: Mapping[str, str] | None = None,
+    device: str = "cpu",
 ) -> list[int]:
     """Train what is missing of a job and write its records.
 
@@ -86,12 +89,13 @@ def train(
         report: called with units done, units in all and current numbers.
         redo: replace runs that exist.
         rules: of the claims that rest on these runs, see `registration`; noted in the manifests.
+        device: where to compute.
 
     Returns:
         The seeds trained now; empty if all were there.
 
     Raises:
-        UserError: see `pending`; a folder that cannot be written; another process at the same job.
+        UserError: see `pending` and `process.settle`; a folder that cannot be written; another process at the same job.
         StoppedError: after SIGINT, SIGTERM or SIGHUP, with a checkpoint written.
     """
     records.check_writable(results)
@@ -103,13 +107,13 @@ def train(
     with _only_one(lock, depth=len(job.config.folder().parts)):
         todo = pending(job, results, redo)
         if todo:
+            process.settle(device, job.compiled, home() / COMPILED)
             _train(job, results, todo, report or (lambda done, total, now: None), rules)
         _forget(checkpoint)
     return todo
 
 
 def _train(job: Job, results: Path, seeds: list[int], report: Report, rules: Mapping[str, str] | None) -> None:
-    process.settle()
     begun_at, started, cpu = _now(), time.perf_counter(), time.process_time()
     with cached_in(results / ".transitions"):  # arms of one task start from the same random transitions
         protocol = _build(job, seeds)
@@ -184,7 +188,9 @@ def _manifest(job: Job, cost: dict[str, Any], history: list[dict[str, Any]], sta
 def _mark(job: Job, seeds: list[int]) -> dict[str, Any]:
     """Return what a checkpoint must agree with to be continued."""
     code = fingerprint.of_parts(job.config.agent, job.config.protocol)
-    return {"identity": job.config.identity(), "code": code, "lock": fingerprint.of_lock(checkout()), "seeds": seeds}
+    state = {key: value for key, value in process.describe().items() if key in STATE}
+    lock = fingerprint.of_lock(checkout())
+    return {"identity": job.config.identity(), "code": code, "lock": lock, "seeds": seeds, "machine": state}
 
 
 def _checkpoint(results: Path, job: Job) -> Path:
@@ -228,7 +234,7 @@ def _resume(protocol: Protocol, job: Job, seeds: list[int], path: Path) -> list[
             file.unlink()  # lest it takes the place of the one before
             continue
         if not same:
-            print(f"{file}: was made by other code or for other seeds; {then}.", file=sys.stderr)
+            print(f"{file}: was made by other code, for other seeds or on another machine; {then}.", file=sys.stderr)
             continue
         if file != path:
             print(f"{file}: continuing from {saved['done']} of {protocol.total}.", file=sys.stderr)

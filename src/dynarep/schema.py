@@ -54,6 +54,7 @@ class TierFile(Config):
     purpose: NonEmpty
     jobs_per_process: int = hp(1, "ours: tiny jobs share the seconds that a process needs to start", ge=1)
     figures_per_process: int = hp(1, "ours: so do small figures", ge=1)
+    compiled: bool = hp(False, "ours: a job of a minute is over before a compiler has paid")
     budget: dict[str, Any] = hp({}, "keys of the budget; an experiment's own budget overrides them")
 
 

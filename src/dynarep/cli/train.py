@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import tyro
@@ -81,9 +82,16 @@ def train(
     ] = (),
     results: ResultsArg = None,
     redo: Annotated[bool, arg(help="replace runs that exist")] = False,
+    device: Annotated[str, arg(help="cpu, cuda or e.g. cuda:1")] = "cpu",
+    compiled: Annotated[bool, arg(help="compile the updates (default: as the tier says)")] = False,
+    no_compiled: Annotated[bool, arg(help="do not, whatever the tier says")] = False,
 ) -> None:
     """Train a job by hand, a block of seeds of one variant on one task, or several. The DAG calls the same command."""
+    if compiled and no_compiled:
+        raise UserError("--compiled goes without --no-compiled.")
     jobs = chosen_jobs({"experiment": experiment, "variant": variant, "task": task, "seeds": seeds}, tier, runs, job)
+    if compiled or no_compiled:
+        jobs = [replace(each, compiled=compiled) for each in jobs]
     from dynarep import registration, run  # PyTorch
 
     rules = registration.registered(load_all())
@@ -92,7 +100,8 @@ def train(
         name = f"{each.experiment} {each.variant} {each.task} seeds {span(each.seeds)}"
         try:
             with progress(name, each.config.protocol.name) as report:
-                trained = run.train(each, results_folder(results), report, redo, rules.get(each.config.identity(), {}))
+                ours = rules.get(each.config.identity(), {})
+                trained = run.train(each, results_folder(results), report, redo, ours, device)
         except run.StoppedError as stopped:
             print(f"\n{name}: {stopped}", file=sys.stderr)
             raise SystemExit(130) from None
