@@ -132,6 +132,11 @@ class _Pass(torch.autograd.Function):
         return None, None, None, *found
 
 
+def _version(parameters: Tensor) -> int:
+    """Return what changes when parameters do; compiled code cannot ask, and runs only what has run otherwise."""
+    return 0 if torch.compiler.is_compiling() else parameters._version
+
+
 def _linear(h: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     """Return h kernel + bias; a matrix product of width 1 would not be block-invariant."""
     if kernel.shape[-1] == 1:
@@ -189,15 +194,17 @@ class Net:
     def _bind(self) -> None:
         """Make the leaf views that the layers read, each with its slice of the gradient matrix as `.grad`."""
         assert self.flat.grad is not None
-        self._views, self._frozen, grads = {}, {}, {}
+        self._views, self._frozen = {}, {}
         for slot, (start, shape) in self._slots.items():
             columns = slice(start, start + math.prod(shape))
             self._frozen[slot] = torch.unflatten(self.flat[:, columns], 1, shape)
             view = self._frozen[slot].detach().requires_grad_()
-            view.grad = grads[slot] = torch.unflatten(self.flat.grad[:, columns], 1, shape)
+            view.grad = torch.unflatten(self.flat.grad[:, columns], 1, shape)
             self._views[slot] = view
         self._layers = {branch: self._layers_of(self._frozen, branch) for branch in self.branches}
-        self._grads = {branch: self._layers_of(grads, branch) for branch in self.branches}
+        self._grads: dict[str, list[Tensor]] = {branch: [] for branch in self.branches}
+        for slot, (start, shape) in self._slots.items():
+            self._grads[slot.partition("/")[0]].append(self.flat.grad[:, start : start + math.prod(shape)])
 
     def __call__(self, x: Tensor | Sequence[Tensor], branch: str = "", frozen: bool = False) -> Tensor:
         """Apply one branch.
@@ -272,7 +279,7 @@ class Net:
                 h, active = activate(h, keep)
             if keep:
                 kept.append(_Kept(below, norm, active))
-        return self._by_seed(h), Tape(branch, kept, self.flat._version)
+        return self._by_seed(h), Tape(branch, kept, _version(self.flat))
 
     def backward(self, grad: Tensor, tape: Tape, learn: bool = True, columns: slice | None = None) -> Tensor | None:
         """Go back through `forward`: add to the gradients of the parameters, return that of the input.
@@ -289,34 +296,43 @@ class Net:
         Raises:
             RuntimeError: the parameters have changed since.
         """
-        if self.flat._version != tape.version:
+        found, by_input = self.slopes(grad, tape, learn, columns)
+        if learn:
+            self.add(found, tape.branch)
+        return by_input
+
+    def slopes(
+        self, grad: Tensor, tape: Tape, learn: bool = True, columns: slice | None = None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Do what `backward` says, but return the gradients of the parameters, for `add`; changes nothing."""
+        if _version(self.flat) != tape.version:
             raise RuntimeError(f"{self.name}: the parameters have changed since the forward pass")
         grad, back = grad.reshape(-1, *grad.shape[-2:]), ACTIVE[self.branches[tape.branch].activation].back
+        found: list[Tensor] = []  # from the last parameter to the first
         for i in reversed(range(len(tape.layers))):
             (below, norm, active), (kernel, _, affine) = tape.layers[i], self._layers[tape.branch][i]
-            into = self._grads[tape.branch][i] if learn else None
             if active is not None:
                 grad = back(grad, active)  # the output's layer has none: `grad` is our own by now
             if norm is not None and affine is not None:
                 linear, normed, mean, rstd = norm
-                if into is not None and into.affine is not None:
-                    into.affine[0].add_((grad * normed).sum(1, keepdim=True))
-                    into.affine[1].add_(grad.sum(1, keepdim=True))
+                if learn:
+                    found += [grad.sum(1), (grad * normed).sum(1)]
                 grad = grad * affine[0]
                 mask = (True, False, False)
                 grad = _layer_norm_backward(grad, linear, grad.shape[-1:], mean, rstd, None, None, mask)[0]
-            if into is not None:
-                into.bias.add_(grad.sum(1, keepdim=True))
-                if grad.shape[-1] == 1:
-                    into.kernel.add_((below * grad).sum(1).unsqueeze(-1))
-                else:
-                    into.kernel.add_(torch.bmm(below.mT, grad))  # baddbmm_ into a view is one product after another
+            if learn:
+                by_kernel = (below * grad).sum(1) if grad.shape[-1] == 1 else torch.bmm(below.mT, grad).flatten(1)
+                found += [grad.sum(1), by_kernel]
             if i > 0:
                 grad = _times(grad, kernel)
         if columns is None:
-            return None
+            return found[::-1], None
         first = max(0, min(columns.start, columns.stop - 8))  # not one column alone, see `_linear`
-        return self._by_seed(_times(grad, kernel[:, first : columns.stop])[..., columns.start - first :])
+        return found[::-1], self._by_seed(_times(grad, kernel[:, first : columns.stop])[..., columns.start - first :])
+
+    def add(self, found: Sequence[Tensor], branch: str = "") -> None:
+        """Add gradients of one branch's parameters, each (S E, n) and in their order, to what is there."""
+        torch._foreach_add_(self._grads[branch], list(found))
 
     def parameter(self, slot: str) -> Tensor:
         """Return one parameter, (S, E, *shape), sharing memory; `slot` is "branch/layer.kind"."""
@@ -378,18 +394,21 @@ class Adam:
 
     def step(self) -> None:
         """Take one step, clip the gradient before it, clear it after it."""
-        grad = self.net.flat.grad
+        flat, grad = self.net.flat, self.net.flat.grad
         assert grad is not None
-        if self.clip is not None and not bool(((norm := self.norm()) < self.clip).all()):  # else the factors are 1
-            factors = torch.where(norm < self.clip, 1.0, self.clip / norm).unsqueeze(1)
-            grad.view(self.net.seeds, -1).mul_(factors)
+        if self.clip is not None:
+            norm = self.norm()
+            # A processor is asked first: mostly all factors are 1. Another device would have to be waited for.
+            if not flat.is_cpu or not bool((norm < self.clip).all()):
+                factors = torch.where(norm < self.clip, 1.0, self.clip / norm).unsqueeze(1)
+                grad.view(self.net.seeds, -1).mul_(factors)
         self._steps += 1
         # The bare kernel: the class costs 1.5 s of imports at its first use, and per step more time than the kernel.
         torch._fused_adam_(
-            [self.net.flat], [grad], [self._first], [self._second], [], [self._steps], amsgrad=False,
+            [flat], [grad], [self._first], [self._second], [], [self._steps], amsgrad=False,
             beta1=0.9, beta2=0.999, lr=self.lr, weight_decay=0.0, eps=1e-8, maximize=False,
         )  # fmt: skip
-        increment_version(self.net.flat)  # the kernel leaves that out; see `Net.backward`
+        increment_version(flat)  # the kernel leaves that out; see `Net.backward`
         grad.zero_()
 
     def state(self) -> dict[str, Tensor]:

@@ -22,13 +22,14 @@ and means are per seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynarep import process
 from dynarep.activations import log_simnorm, mish, simnorm
 from dynarep.agents.planning import Plan, plan
 from dynarep.configs.mad_td import MadTDConfig
@@ -42,6 +43,13 @@ from dynarep.streams import streams
 Batch = Mapping[str, Tensor]
 Simulate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 EVEN = 32  # rows evaluated at a time are a multiple of this, see nets.py on block invariance
+
+
+class _Choice(NamedTuple):
+    """Actions pi(z), (S, B, a), and what the actor's backward pass needs."""
+
+    action: Tensor
+    tape: Tape
 
 
 def architecture(config: MadTDConfig, obs_size: int, action_size: int) -> dict[str, Spec]:
@@ -91,6 +99,10 @@ class MadTD:
         self.critic, self.actor = self._net("critic"), self._net("actor")
         self.target = self.critic.target()
         self.histogram = HLGauss(config.bins, -config.value_limit, config.value_limit, config.sigma, config.zero_prior)
+        simulated = config.model_data == "simulator"  # a simulator cannot be compiled
+        self._fused_critic_slopes = self._critic_slopes if simulated else process.fused(self._critic_slopes)
+        self._fused_actor_slopes = process.fused(self._actor_slopes)
+        self._fused_encode_all = process.fused(self._encode_all)
         rates = {"encoder": config.lr_encoder}
         self._optimisers = {k: Adam(net, rates.get(k, config.lr), config.clip) for k, net in self._nets().items()}
 
@@ -218,7 +230,8 @@ class MadTD:
         Returns:
             Losses of the first minibatch, each (S,): what the reference logs (`mad-td` 3.9).
         """
-        c, losses = self.config, dict[str, Tensor]()
+        c = self.config
+        losses: dict[str, Tensor] = {}
         learn_model = learn_model and not c.model_free
         alone = learn_model and not c.slow_model  # the encoder changes before every minibatch
         for i in range(batch["obs"].shape[1]):
@@ -228,10 +241,9 @@ class MadTD:
                 losses = losses or terms
             if i == 0 or alone:
                 part = slice(i, i + 1) if alone else slice(None)
-                latents = self._encode_all(batch["obs"][:, part]), self._encode_all(batch["next_obs"][:, part])
+                latents = [self._fused_encode_all(batch[name][:, part]) for name in ("obs", "next_obs")]
             z, next_z = (values[:, 0 if alone else i] for values in latents)
-            chosen = self._choose(z)
-            y, out = self._step_critic(z, next_z, rows, simulate, chosen[0])
+            y, out, chosen = self._step_critic(z, next_z, rows, simulate)
             if i == 0:
                 losses["critic_loss"] = self._critic_loss(y, out, rows["mask"])
             if i == 0 or not c.slow_actor:
@@ -339,7 +351,8 @@ class MadTD:
 
     def update_critic(self, z: Tensor, next_z: Tensor, rows: Batch, simulate: Simulate | None = None) -> Tensor:
         """One step on the critics, then on their moving average; returns L_c, (S,) (`mad-td` 3.7)."""
-        return self._critic_loss(*self._step_critic(z, next_z, rows, simulate), rows["mask"])
+        y, out, _ = self._step_critic(z, next_z, rows, simulate)
+        return self._critic_loss(y, out, rows["mask"])
 
     def _critic_loss(self, y: Tensor, out: Tensor, mask: Tensor) -> Tensor:
         """L_c of targets (S, B) and the critics' outputs (S, 2, B, N), (S,)."""
@@ -347,51 +360,58 @@ class MadTD:
 
     @torch.no_grad()
     def _step_critic(
-        self,
-        z: Tensor,
-        next_z: Tensor,
-        rows: Batch,
-        simulate: Simulate | None = None,
-        chosen: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Do what `update_critic` says; returns the targets and the critics' outputs. L_c's derivative is written out.
+        self, z: Tensor, next_z: Tensor, rows: Batch, simulate: Simulate | None = None
+    ) -> tuple[Tensor, Tensor, _Choice]:
+        """Do what `update_critic` says; returns the targets, the critics' outputs and pi(z)."""
+        y, out, chosen, slopes = self._fused_critic_slopes(z, next_z, rows, simulate)
+        self.critic.add(slopes)
+        self._optimisers["critic"].step()
+        self.target.follow(self.critic, self.config.target_rate)
+        return y, out, chosen
 
-        `chosen` is pi(z), (S, B, a), if it is known already.
-        """
-        action, reward, next_z = self.mix(z, next_z, rows, simulate, chosen)
+    def _critic_slopes(
+        self, z: Tensor, next_z: Tensor, rows: Batch, simulate: Simulate | None
+    ) -> tuple[Tensor, Tensor, _Choice, list[Tensor]]:
+        """Return targets, the critics' outputs, pi(z), and L_c's derivative by the critics, written out."""
+        chosen = self._choose(z)
+        action, reward, next_z = self.mix(z, next_z, rows, simulate, chosen.action)
         y = self.td_target(reward, next_z)
         out, tape = self.critic.forward((z, action))
         weight = (rows["mask"] / z.shape[1]).unsqueeze(1).unsqueeze(-1)
-        self.critic.backward(self.histogram.cross_entropy_slope(y, out).mul_(weight), tape)
-        self._optimisers["critic"].step()
-        self.target.follow(self.critic, self.config.target_rate)
-        return y, out
+        slope = self.histogram.cross_entropy_slope(y, out).mul_(weight)
+        return y, out, chosen, self.critic.slopes(slope, tape)[0]
 
     @torch.no_grad()
-    def update_actor(self, z: Tensor, chosen: tuple[Tensor, Tape] | None = None) -> Tensor:
+    def update_actor(self, z: Tensor, chosen: _Choice | None = None) -> Tensor:
         """One step on the actor, on all rows, unmasked; returns L_pi, (S,) (`mad-td` 3.8).
 
-        The gradient is written out: down the smaller of the target critics to the action, then through the actor.
-        `chosen` is what `_choose` says of `z`, if it is known already.
+        `chosen` is pi(z), if it is known already.
         """
-        action, actor_tape = self._choose(z) if chosen is None else chosen
+        loss, slopes = self._fused_actor_slopes(z, self._choose(z) if chosen is None else chosen)
+        self.actor.add(slopes)
+        self._optimisers["actor"].step()
+        return loss
+
+    def _actor_slopes(self, z: Tensor, chosen: _Choice) -> tuple[Tensor, list[Tensor]]:
+        """Return L_pi and its derivative by the actor, written out.
+
+        Down the smaller of the target critics to the action, then through the actor.
+        """
+        action, actor_tape = chosen
         out, tape = self.target.forward((z, action))
         values, slope = self.histogram.expect_slope(out)
         least = values.amin(1, keepdim=True)
         smaller = (values == least).float()  # both of them, by halves, where they are equal
         slope.mul_((smaller / (-z.shape[1] * smaller.sum(1, keepdim=True))).unsqueeze(-1))
         inputs = z.shape[-1] + action.shape[-1]
-        by_action = self.target.backward(slope, tape, learn=False, columns=slice(z.shape[-1], inputs))
+        _, by_action = self.target.slopes(slope, tape, learn=False, columns=slice(z.shape[-1], inputs))
         assert by_action is not None
-        self.actor.backward(by_action.sum(1) * (1.0 - action.square()), actor_tape)
-        self._optimisers["actor"].step()
-        return -least.squeeze(1).mean(-1)
+        slopes, _ = self.actor.slopes(by_action.sum(1) * (1.0 - action.square()), actor_tape)
+        return -least.squeeze(1).mean(-1), slopes
 
-    @torch.no_grad()
-    def _choose(self, z: Tensor) -> tuple[Tensor, Tape]:
-        """Return pi(z), (S, B, a), and what the actor's backward pass needs."""
+    def _choose(self, z: Tensor) -> _Choice:
         out, tape = self.actor.forward((z,))
-        return out.tanh_(), tape
+        return _Choice(out.tanh_(), tape)
 
     @torch.no_grad()
     def reset(self, number: int) -> None:
