@@ -5,7 +5,7 @@ SHOWN = $(if $(filter reference,$(FROM)),--from reference)
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: reproduce test test-slow test-browser audit plan report bench clean
+.PHONY: reproduce test test-slow test-browser audit plan report bench bench-peers clean
 
 reproduce: .venv/ready ## set up, run the tier, print claims and where everything is
 	@$(if $(SHOWN),true,$(BIN)/dynarep plan --tier $(TIER))
@@ -33,6 +33,10 @@ report: .venv/ready ## write the page again
 
 bench: .venv/ready ## how close the updates come to the machine's matrix-multiply rate
 	$(BIN)/dynarep bench
+
+bench-peers: .venv/ready ## the same beside other people's SAC, which is installed for it (JAX: 0.5 GB)
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements-bench.txt
+	$(BIN)/dynarep bench --peers
 
 # torch stands apart: a hash would name one build of it and refuse the CPU or CUDA build that fits this machine.
 .venv/ready: requirements.lock requirements-torch.txt pyproject.toml

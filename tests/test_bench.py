@@ -1,19 +1,43 @@
-"""The benchmark's bookkeeping. Nothing here judges a time."""
+"""The benchmark's bookkeeping, and that what it compares does the same work. Nothing here judges a time."""
 
 import json
+import os
+from dataclasses import asdict
+from importlib.util import find_spec
 
+import numpy as np
 import pytest
+import torch
 
-from dynarep import bench, cli
+from dynarep import bench, cli, mkl
+from dynarep.agents.mad_td import MadTD
+from dynarep.bench import kernels, processes, workers
+from dynarep.bench.eager import EagerMadTD
+from dynarep.bench.peers import Learner
+from dynarep.bench.ratios import compared
+from dynarep.bench.workers import Burst, Task
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.configs.sac import SACConfig
+from dynarep.errors import UserError
+
+RATIO = {"name", "ms", "other_ms", "ratio", "low", "high", "target", "met"}
 
 
 def test_a_kernels_rate_is_its_operations_over_its_time(monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
-    kernel = bench._Kernel("nothing", 6.0, lambda: None, repeats=4)
+    monkeypatch.setattr(kernels.time, "process_time", lambda: next(clock))
+    kernel = kernels.Kernel("nothing", 6.0, lambda: None, repeats=4)
     assert kernel.time() == 0.25
+
+
+def test_a_ratio_is_the_median_of_rounds_and_says_its_spread_and_whether_the_target_is_met():
+    ours, theirs = np.array([1.0, 2.0, 4.0]), np.array([3.0, 4.0, 20.0])
+    ratio = compared("this", ours, theirs, target=3.0)
+    assert (ratio.ratio, ratio.low, ratio.high) == (3.0, 2.0, 5.0)
+    assert (ratio.ms, ratio.other_ms) == (2e3, 4e3)
+    assert ratio.met is True
+    assert compared("this", ours, theirs, target=3.1).met is False
+    assert compared("this", ours, theirs).met is None
 
 
 @pytest.mark.slow
@@ -21,11 +45,13 @@ def test_every_kernel_is_timed_and_set_against_the_matrix_product(capsys):
     cli.main(["bench", "--rounds", "1", "--json"])
     found = json.loads(capsys.readouterr().out)
     rows = {row["name"]: row for row in found["rows"]}
-    assert len(rows) == 13
+    assert len(rows) == 15
     assert next(iter(rows.values()))["efficiency"] == 1.0
     for row in rows.values():
         assert row["gflops"] == pytest.approx(row["gflop"] / row["ms"] * 1e3, rel=1e-6)
         assert row["efficiency"] == pytest.approx(row["gflops"] / found["gemm_gflops"], rel=1e-6)
+        assert row["met"] is (None if row["target"] is None else row["efficiency"] >= row["target"])
+    assert [row["target"] for row in found["rows"] if row["target"]] == [0.65, 0.60, 0.55, 0.55]
     sac = rows["SAC update, 2x256, batch 256, 1 seed"]
     assert sac["gflop"] == pytest.approx(SACConfig().update_flops(67, 21) / 1e9)
     paper, small = MadTDConfig(), MadTDConfig(width=64, batch_size=32)
@@ -34,9 +60,24 @@ def test_every_kernel_is_timed_and_set_against_the_matrix_product(capsys):
     assert rows[model]["gflop"] == pytest.approx(paper.model_update_flops(67, 21) / 1e9)
     step = (16 * small.update_flops(67, 21) + small.model_update_flops(67, 21)) / 1e9
     for seeds in (1, 10):
-        name = f"MAD-TD 16 critic + actor updates and 1 of the model, width 64, batch 32, {bench._seeds(seeds)}"
+        name = f"MAD-TD 16 critic + actor updates and 1 of the model, width 64, batch 32, {kernels.seeds_of(seeds)}"
         assert rows[name]["gflop"] == pytest.approx(seeds * step)
 
+    ratios = found["ratios"]
+    assert [row["target"] for row in ratios] == [3, 2, 2, 6]
+    assert all(row.keys() == RATIO for row in ratios)
+    chosen, every = (f"rollout of 20,000 states, {which}" for which in ("chosen members", "all members"))
+    assert ratios[0]["ratio"] == pytest.approx(rows[every]["ms"] / rows[chosen]["ms"])
+    one, ten = (row for name, row in rows.items() if name.startswith("MAD-TD 16"))
+    assert ratios[3]["ratio"] == pytest.approx(one["ms"] / (ten["ms"] / 10))
+    for ratio, model in zip(ratios[1:3], ("critic + actor update,", "1 critic + actor update and 1"), strict=True):
+        eager, ours = (next(r for n, r in rows.items() if n.startswith(f"{w}MAD-TD {model}") and "128" in n)
+                       for w in ("eager PyTorch: ", ""))  # fmt: skip
+        assert eager["gflop"] == ours["gflop"]
+        assert ratio["ratio"] >= 0
+
+    assert found["machine"] == {"mkl": mkl.path(), "compiled": False}
+    assert found["peers"] == found["processes"] == []
     assert [row["name"].split(",")[0] for row in found["statistics"]] == [
         "interquartile mean",
         "probability of improvement",
@@ -61,3 +102,179 @@ def test_no_rounds_are_refused(capsys):
         cli.main(["bench", "--rounds", "0"])
     assert refused.value.code == 2
     assert "--rounds 0: at least 1" in capsys.readouterr().err
+
+
+# -- MAD-TD in plain PyTorch -----------------------------------------------------------------------------------------
+
+
+def eager_copy(agent: MadTD, obs: int, action: int) -> EagerMadTD:
+    """Plain modules with the agent's parameters."""
+    eager = EagerMadTD(agent.config, obs, action)
+    pairs = [(eager.encoder, agent.encoder, "", 0), (eager.actor, agent.actor, "", 0)]
+    pairs += [(eager.model[branch], agent.model, branch, 0) for branch in ("dynamics", "reward")]
+    for nets, net in ((eager.critics, agent.critic), (eager.targets, agent.target)):
+        pairs += [(nets[e], net, "", e) for e in range(2)]
+    for module, net, branch, member in pairs:
+        slots = [slot for slot in net.slots() if slot.split("/")[0] == branch]
+        values = [net.parameter(slot)[0, member] for slot in slots]
+        values = [v.mT if slot.endswith("kernel") else v for slot, v in zip(slots, values, strict=True)]
+        for parameter, value in zip(module.parameters(), values, strict=True):
+            parameter.data.copy_(value)
+    return eager
+
+
+def test_eager_pytorch_does_the_same_work_as_our_mad_td():
+    """Three agent steps of two updates: every loss is ours, so every network has learned the same in between."""
+    obs, action, updates, size = 5, 2, 2, 64
+    config = MadTDConfig(width=16, batch_size=size, bins=21, value_limit=10, clip=0.5)
+    agent = MadTD(config, obs, action, [0])
+    g = torch.Generator().manual_seed(0)
+    for net in (*agent._nets().values(), agent.target):  # all different functions, and biases are not 0
+        net.flat += 0.3 * torch.randn(net.flat.shape, generator=g)
+    eager = eager_copy(agent, obs, action)
+    for _ in range(3):
+        lead = (1, updates, size)
+        batch = {"obs": torch.randn(*lead, obs, generator=g), "next_obs": torch.randn(*lead, obs, generator=g)}
+        batch |= {"action": torch.rand(*lead, action, generator=g) * 2 - 1, "reward": torch.randn(lead, generator=g)}
+        batch |= {"mask": (torch.rand(lead, generator=g) > 0.2).float()}
+        ours, plain = agent.update(batch), eager.update({name: v[0] for name, v in batch.items()})
+        assert plain.keys() == ours.keys()
+        for name, loss in plain.items():
+            torch.testing.assert_close(loss, ours[name][0], rtol=2e-4, atol=2e-6, msg=name)
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """A worker that answers at once: per update, seconds of its own and of the clock."""
+
+    def __init__(self, task: Task, seconds: float, threads: float = 1.0, parameters: int = 7) -> None:
+        self.task, self.seconds, self.threads = task, seconds, threads
+        name = task.peer or f"{task.kernel} on {task.threads}"
+        self.about = {"name": name, "parameters": parameters, "mkl": "own choice" if task.mkl_own else "intel path"}
+
+    def start(self) -> None:
+        pass
+
+    def finish(self) -> Burst:
+        return Burst(20, 20 * self.seconds * self.threads, 20 * self.seconds)
+
+
+def told(monkeypatch, make) -> None:
+    class Workers:
+        def __init__(self, tasks):
+            self.team = [make(task) for task in tasks]
+
+        def __enter__(self):
+            return self.team
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(processes, "workers", Workers)
+    monkeypatch.setattr(processes, "require", lambda: None)
+
+
+PEER_S = {"ours": 1.0, "sb3": 2.0, "sbx": 1.5}
+
+
+def test_peers_are_rated_per_update_and_sb3_is_judged_with_mkls_own_choice(monkeypatch):
+    told(monkeypatch, lambda task: Told(task, PEER_S[task.peer]))
+    monkeypatch.setattr(mkl, "path", lambda: mkl.INTEL_PATH)
+    monkeypatch.setattr(mkl, "library", lambda: "there")
+    rows = processes.peers(3)
+    assert [row["ratio"] for row in rows] == [2.0, 2.0, 1.5]
+    assert [(row["target"], row["met"]) for row in rows] == [(2.5, False), (None, None), (1.2, True)]
+    assert ["own choice" in row["name"] for row in rows] == [True, False, False]
+    assert rows[0].keys() == RATIO | {"parameters", "threads"}
+    monkeypatch.setattr(mkl, "library", lambda: None)
+    assert len(processes.peers(1)) == 2
+
+
+def test_a_peer_that_runs_on_several_threads_is_no_comparison(monkeypatch):
+    told(monkeypatch, lambda task: Told(task, 1.0, threads=1.9 if task.peer == "sbx" else 1.0))
+    with pytest.raises(UserError, match=r"sbx ran on 1\.9 threads"):
+        processes.peers(1)
+
+
+def test_a_peer_with_other_networks_is_no_comparison(monkeypatch):
+    told(monkeypatch, lambda task: Told(task, 1.0, parameters=8 if task.peer == "sbx" else 7))
+    with pytest.raises(UserError, match="different numbers of parameters: ours 7, sb3 7, sbx 8"):
+        processes.peers(1)
+
+
+def test_two_processes_are_rated_by_what_both_finish(monkeypatch):
+    told(monkeypatch, lambda task: Told(task, 1.0 if task.threads == 1 else 0.7))
+    rows = processes.two_cores(2)
+    assert len(rows) == len(workers.KERNELS)
+    for row in rows:
+        assert row["ms"] == pytest.approx(500)
+        assert row["ratio"] == pytest.approx(1.4)
+
+
+@pytest.mark.parametrize("installed", [set(), {"jax"}])
+def test_missing_peers_say_what_to_type(monkeypatch, capsys, installed):
+    monkeypatch.setattr(processes, "find_spec", lambda name: name in installed or None)
+    with pytest.raises(SystemExit) as refused:
+        cli.main(["bench", "--peers"])
+    assert refused.value.code == 2
+    said = capsys.readouterr()
+    assert "make bench-peers" in said.err
+    assert ("jax" in said.err.split("Type")[0]) == (not installed)
+    assert not said.out
+
+
+def test_one_core_cannot_say_what_two_are_for(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    with pytest.raises(UserError, match="needs two cores"):
+        processes.two_cores(1)
+
+
+def test_a_process_answers_every_order_with_calls_and_seconds(monkeypatch):
+    made = []
+    monkeypatch.setitem(workers.KERNELS, "counted", lambda: kernels.Kernel("counting", 1.0, lambda: made.append(1)))
+    monkeypatch.setattr(workers, "BURST_S", 1e-4)
+    monkeypatch.setattr(workers.process, "settle", lambda **_: None)
+    monkeypatch.setattr(workers.torch, "set_num_threads", lambda count: made.append(-count))
+    answers = []
+    workers.serve(Task(kernel="counted", threads=2), answers.append, iter(["burst\n"] * 2))
+    about, *bursts = answers
+    assert about["name"] == "counting"
+    assert made[0] == -2
+    assert [burst.keys() for burst in bursts] == [asdict(Burst(1, 0, 0)).keys()] * 2
+    assert sum(made) + 2 == sum(burst["calls"] for burst in bursts) + 4  # to warm up, and to find out how many
+
+
+def test_a_learner_that_skips_updates_is_found_out(monkeypatch):
+    monkeypatch.setitem(workers.LEARNERS, "lazy", lambda: Learner("lazy", lambda: None, lambda: 0, 7))
+    monkeypatch.setattr(workers, "BURST_S", 1e-6)
+    monkeypatch.setattr(workers, "keep_to_one_core", lambda: None)
+    with pytest.raises(RuntimeError, match="lazy: made 0 updates, not"):
+        workers.serve(Task(peer="lazy"), lambda _: None, iter(["burst\n"]))
+
+
+@pytest.mark.slow
+def test_a_process_works_when_told_and_says_so_if_it_cannot():
+    with workers.workers([Task(kernel="sac")]) as (worker,):
+        worker.start()
+        burst = worker.finish()
+        assert burst.calls >= 1
+        assert burst.cpu_s > 0
+        assert "SAC update, 2x256" in worker.about["name"]
+        pid = worker._process.pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    with (
+        pytest.raises(UserError, match="the process of nonsense ended with code 1"),
+        workers.workers([Task("nonsense")]),
+    ):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("sbx") is None, reason="requirements-bench.txt is not installed")
+def test_others_really_make_as_many_updates_of_the_same_networks():
+    rows = processes.peers(1)
+    assert {row["parameters"] for row in rows} == {271_660}
+    assert all(0.1 < row["threads"] <= processes.ONE_THREAD for row in rows)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from dynarep import scheduler
-from dynarep.cli import audit, overview, results, train
+from dynarep.cli import audit, bench, overview, results, train
 from dynarep.envs import EnvError
 from dynarep.errors import UserError, unknown
 
@@ -25,7 +25,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": results.report,
     "audit": audit.audit,
     "reference": results.reference,
-    "bench": overview.bench,
+    "bench": bench.bench,
 }
 
 

@@ -1,4 +1,4 @@
-"""What there is, what it costs, how fast it is: list, plan, bench."""
+"""What there is, what it costs: list, plan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from dynarep.cli.common import (
     TierArg,
     console,
     print_json,
-    progress,
     results_folder,
     selected,
 )
@@ -77,7 +76,7 @@ def plan(
         print_json([row.data() for row in rows])
         return
     table = Table(title=f"tier {tier}: {purpose}", title_justify="left", title_style="bold")
-    columns = ("experiment", "jobs", "runs", "there", "agent steps", "updates", "core-hours left", "of", "disk MiB")
+    columns = ("experiment", "jobs", "runs", "there", "agent steps", "updates", "core-hours left", "of", "or GPU-hours", "disk MiB")
     for name in (*columns, "peak MiB"):
         table.add_column(name, justify="left" if name == "experiment" else "right")
     for r in (*rows, planning.total(rows)):
@@ -86,39 +85,9 @@ def plan(
         table.add_row(
             f"{r.paper}_{r.experiment}".removeprefix("_"), f"{r.jobs:,}", f"{r.runs:,}", f"{r.present:,}",
             f"{r.agent_steps:,}", f"{r.updates:,}", f"{r.cpu_hours:,.2f}", f"{r.cpu_hours_all:,.2f}",
-            f"{r.disk_mib:.1f}", f"{r.peak_mib:,.0f}",
+            f"{r.gpu_hours_all:,.2f}", f"{r.disk_mib:.1f}", f"{r.peak_mib:,.0f}",
         )  # fmt: skip
     screen = console()
     screen.print(table)
-    screen.print("Peak: the largest job's memory. ", style="dim", end="")
+    screen.print("Peak: the largest job's memory. GPU-hours rest on an assumed rate, no GPU was measured. ", style="dim", end="")
     screen.print(f"Costs are estimates. {planning.rates()['source'].strip()}", style="dim")
-
-
-def bench(
-    rounds: Annotated[int, arg(help="bursts of each kernel; medians are over them")] = 9,
-    json: JsonArg = False,
-) -> None:
-    """Time the updates beside the machine's matrix-multiply rate, on one thread, about half a minute."""
-    if rounds < 1:
-        raise UserError(f"--rounds {rounds}: at least 1.")
-    from dynarep import bench as benchmarks  # PyTorch
-
-    with progress("bench", "rounds") as report:
-        measured = benchmarks.run(rounds, lambda done, total: report(done, total, {}))
-    if json:
-        print_json(measured)
-        return
-    table = Table(title=f"one thread, matrix products at {measured['gemm_gflops']:.0f} GFLOP/s", title_justify="left")
-    for name in ("kernel", "ms", "GFLOP", "GFLOP/s", "of the matrix-multiply rate"):
-        table.add_column(name, justify="left" if name == "kernel" else "right")
-    for row in measured["rows"]:
-        table.add_row(
-            row["name"], f"{row['ms']:.2f}", f"{row['gflop']:.3f}", f"{row['gflops']:.1f}", f"{row['efficiency']:.0%}"
-        )
-    console().print(table)
-    table = Table(title="statistics, beside rliable", title_justify="left")
-    for name in ("estimate with its interval", "ms", "rliable, ms", "times as long"):
-        table.add_column(name, justify="left" if name == "estimate with its interval" else "right")
-    for row in measured["statistics"]:
-        table.add_row(row["name"], *(f"{row[k] * 1e3:,.0f}" for k in ("seconds", "rliable_s")), f"{row['ratio']:,.0f}")
-    console().print(table)
