@@ -239,7 +239,7 @@ def test_the_json_has_the_fields_that_scripts_read(new_home, capsys):
     assert [row["experiment"] for row in rows] == [e.spec.id for e in load_all()]
     names = [
         *("paper", "experiment", "tier", "jobs", "runs", "present", "agent_steps", "updates"),
-        *("cpu_hours", "cpu_hours_all", "disk_mib", "peak_mib"),
+        *("cpu_hours", "cpu_hours_all", "gpu_hours_all", "disk_mib", "peak_mib"),
     ]
     assert [field.name for field in fields(plan.Cost)] == names
     assert all(list(row) == names for row in rows)
@@ -256,6 +256,15 @@ def test_one_paper_or_experiment_can_be_planned(new_home, capsys):
     assert "madtd_R1" in table
     assert "ftfl_C" in table
     assert not (new_home / "results").exists(), "planning leaves nothing behind"
+
+
+def test_on_a_gpu_more_seeds_cost_little_and_more_arithmetic_costs_more(new_home):
+    (job, *_) = find(load_all(), "A").jobs("paper")
+    alone, packed = plan.gpu_job_seconds(job), plan.gpu_job_seconds(replace(job, seeds=(0, 1, 2, 3)))
+    assert alone < packed < 2 * alone < plan.job_seconds(job)
+    wider = bigger(job, width=4 * job.config.agent.width)
+    assert plan.gpu_job_seconds(wider) > alone
+    assert plan.gpu_job_seconds(job, data_there=True) <= alone
 
 
 def test_seeds_can_be_packed_otherwise_than_the_tier_does(new_home, capsys):

@@ -21,7 +21,7 @@ from dynarep.files import checkout, read_yaml
 class Cost:
     """Sums over an experiment's runs at a tier; `present` are those that this very code made, `cpu_hours` the rest.
 
-    `peak_mib` is the largest job's memory, checkpoints included.
+    `gpu_hours_all` are all of them on a GPU; `peak_mib` is the largest job's memory, checkpoints included.
     """
 
     paper: str
@@ -34,6 +34,7 @@ class Cost:
     updates: int
     cpu_hours: float
     cpu_hours_all: float
+    gpu_hours_all: float
     disk_mib: float
     peak_mib: float
 
@@ -75,9 +76,14 @@ def _evaluation_steps(job: Job) -> int:
     return count * episodes * envs.episode_steps(job.config.environment)
 
 
+def _rate(piece: Work) -> dict[str, Any]:
+    rate: dict[str, Any] = rates()["work"].get(piece.rate, rates()["work"]["default"])
+    return rate
+
+
 def _unit_ms(piece: Work, seeds: int) -> float:
     """Return the milliseconds of one unit of work of a block of seeds: a share of the block, and one of each seed."""
-    table = rates()["work"].get(piece.rate, rates()["work"]["default"])
+    table = _rate(piece)
     if not piece.gflop:
         return float(table["block_ms"])
     points = np.array(table["seed_ms"])
@@ -88,11 +94,35 @@ def _unit_ms(piece: Work, seeds: int) -> float:
 
 def job_seconds(job: Job, data_there: bool = False) -> float:
     """Return the CPU seconds that a job is expected to take; less if another job has collected its data already."""
-    frame_ms, seeds, pieces = _task(job)[2] * job.config.environment.action_repeat, len(job.seeds), work(job)
+    pieces = work(job)
+    computed = sum(piece.units * _unit_ms(piece, len(job.seeds)) for piece in pieces if piece.rate != "simulator")
+    return _seconds(job, _simulator_ms(job, pieces, data_there) + computed)
+
+
+def gpu_job_seconds(job: Job, data_there: bool = False) -> float:
+    """Return the seconds that a job is expected to occupy a GPU. No GPU was measured.
+
+    A unit of work takes what its calls take (`block_ms`, as on the processor) and its arithmetic at an assumed rate;
+    the simulator takes what it takes there, and the GPU waits.
+    """
+    pieces = work(job)
+    computing = [piece for piece in pieces if piece.rate != "simulator"]
+    called = sum(piece.units * _rate(piece)["block_ms"] for piece in computing)
+    computed = sum(piece.units * piece.gflop for piece in computing) * len(job.seeds) / rates()["gpu_gflop_per_ms"]
+    return _seconds(job, _simulator_ms(job, pieces, data_there) + called + computed)
+
+
+def _simulator_ms(job: Job, pieces: Sequence[Work], data_there: bool) -> float:
+    """Return the milliseconds of all simulator frames of a job."""
+    frame_ms = _task(job)[2] * job.config.environment.action_repeat
     steps = job.config.protocol.agent_steps() - data_there * job.config.protocol.kept_steps() + _evaluation_steps(job)
     steps += sum(piece.units for piece in pieces if piece.rate == "simulator")
-    computed = sum(piece.units * _unit_ms(piece, seeds) for piece in pieces if piece.rate != "simulator")
-    return float(rates()["job_start_s"] / job.together + (seeds * steps * frame_ms + computed) / 1e3)
+    return len(job.seeds) * steps * frame_ms
+
+
+def _seconds(job: Job, milliseconds: float) -> float:
+    """Add the job's share of its process's start."""
+    return float(rates()["job_start_s"] / job.together + milliseconds / 1e3)
 
 
 def job_mib(job: Job) -> float:
@@ -117,12 +147,13 @@ def _made_by(folder: Path) -> tuple[str, str] | None:
 def cost(experiment: Experiment, jobs: Sequence[Job], tier: str, results: Path, collected: set[str]) -> Cost:
     """Add up what an experiment's jobs take; `collected` are the data that exist by then, and grows."""
     present = runs = 0
-    missing_s = all_s = 0.0
+    missing_s = all_s = gpu_s = 0.0
     for job in jobs:
         made_now = ours(job)
         there = sum(_made_by(results / folder) == made_now for folder in job.folders())
         data = f"{job.config.environment} {job.config.protocol.kept_steps()} {job.seeds}"
         seconds = job_seconds(job, data in collected)
+        gpu_s += gpu_job_seconds(job, data in collected)
         collected.add(data)
         present, runs = present + there, runs + len(job.seeds)
         all_s += seconds
@@ -138,6 +169,7 @@ def cost(experiment: Experiment, jobs: Sequence[Job], tier: str, results: Path, 
         updates=sum(len(j.seeds) * piece.updates for j in jobs for piece in work(j)),
         cpu_hours=round(missing_s / 3600, 3),
         cpu_hours_all=round(all_s / 3600, 3),
+        gpu_hours_all=round(gpu_s / 3600, 3),
         disk_mib=round(runs * rates()["record_kib"] / 1024, 2),
         peak_mib=round(max(map(job_mib, jobs), default=0.0)),
     )
