@@ -276,6 +276,20 @@ MUTATIONS: dict[str, tuple[str, Callable[[Home], object]]] = {
     "kernels of an arm": ("mixture", lambda h: edit(h.run(), lambda m: m["machine"].update(kernels="SSE"))),
     "threads of an arm": ("mixture", lambda h: edit(h.run(), lambda m: m["machine"].update(threads=2))),
     "device of an arm": ("mixture", lambda h: edit(h.run(), lambda m: m["machine"].update(device="cuda"))),
+    "kernels that MKL took for an arm": (
+        "mixture",
+        lambda h: edit(h.run(), lambda m: m["machine"].update(mkl="none")),
+    ),
+    "an arm that was compiled": ("mixture", lambda h: edit(h.run(), lambda m: m["machine"].update(compiled=True))),
+    "an arm with TF32": ("mixture", lambda h: edit(h.run(), lambda m: m["machine"].update(tf32=True))),
+    "an arm that was not deterministic": (
+        "mixture",
+        lambda h: edit(h.run(), lambda m: m["machine"].update(deterministic=False)),
+    ),
+    "an arm that does not say whether it was compiled": (
+        "mixture",
+        lambda h: edit(h.run(), lambda m: m["machine"].pop("compiled")),
+    ),
     "cost of one seed of a process": (
         "block",
         lambda h: edit(h.run(), lambda m: m["cost"].update(wall_s=0.001), both=False),

@@ -12,13 +12,14 @@ import pytest
 import yaml
 
 from conftest import CHECKOUT
-from dynarep import cli, dag
+from dynarep import cli, dag, process
 from dynarep.audit import KINDS, audit, contents, products, rerun, runs
 from dynarep.audit.findings import printable
 from dynarep.configs import ProtocolConfig, registry
 from dynarep.errors import UserError
-from dynarep.experiment import load, load_all
+from dynarep.experiment import Job, load, load_all
 from dynarep.manifests import Manifest
+from dynarep.records import MACHINE
 from mutations import MUTATIONS, TIER, Home, digit, forge
 
 EXTREMES = ["nan", "inf", "-inf", "1e308", "-1e308", "5e-324", "0", "-0", "1"]
@@ -122,6 +123,7 @@ def test_only_training_again_finds_a_run_forged_with_all_its_hashes(untouched, t
     assert said["findings"][0]["path"] == str((home.run("S", 2) / "metrics.csv").relative_to(home.root))
     assert said["rerun"]["caught"][0] == {"forged": 1, "probability": 1.0}
     assert len(said["rerun"]["different"]) == 1
+    assert said["rerun"]["made_otherwise"] == []
 
 
 @pytest.mark.slow
@@ -175,6 +177,43 @@ def test_the_chance_to_catch_a_forger_is_the_hypergeometric_one():
     assert rerun.caught(230, 1, 10) == pytest.approx(10 / 230)
     forged = rerun.smallest_caught(230, 10)
     assert rerun.caught(230, forged, 10) >= 0.95 > rerun.caught(230, forged - 1, 10)
+
+
+def test_a_run_is_trained_again_as_it_was_made_or_else_as_this_machine_can(tmp_path, monkeypatch):
+    asked = []
+
+    def train(job: Job, results: Path, report: object, device: str = "cpu") -> list[int]:
+        asked.append((job.compiled, device))
+        if (job.compiled, device) in refused:
+            raise UserError("not here")
+        return [0]
+
+    monkeypatch.setattr("dynarep.run.train", train)
+    job = load(next((CHECKOUT / "experiments").glob("beyond/S_*"))).jobs("smoke")[0]
+    for refused, machine, expected in (
+        ((), {}, [(False, "cpu")]),
+        ((), {"compiled": True, "device": "cpu"}, [(True, "cpu")]),
+        ((), {"compiled": "yes", "device": "cuda:1"}, [(False, "cuda:1")]),
+        (((True, "cuda"),), {"compiled": True, "device": "cuda"}, [(True, "cuda"), (False, "cpu")]),
+    ):
+        asked.clear()
+        rerun._train(job, tmp_path, lambda *now: None, machine)
+        assert asked == expected
+    refused = ((False, "cpu"),)
+    with pytest.raises(UserError, match="not here"):
+        rerun._train(job, tmp_path, lambda *now: None, {"compiled": False, "device": "cpu"})
+
+
+def test_what_a_run_was_made_with_is_compared_fact_by_fact():
+    here = process.describe()
+    assert tuple(here) == MACHINE, "a fact that decides bits, and no audit compares it"
+    assert rerun._differences(here, here) == rerun._differences({}, here) == ""
+    other = here | {"mkl": "slow", "compiled": not here["compiled"], "cpu": "another one"}
+    assert rerun._differences(other, here) == (
+        f"mkl slow (here {here['mkl']}), compiled {other['compiled']} (here {here['compiled']})"
+    )
+    older = {name: value for name, value in here.items() if name != "tf32"}
+    assert rerun._differences(older, here) == f"tf32 not recorded (here {here['tf32']})"
 
 
 def test_names_from_elsewhere_cannot_write_to_the_terminal():

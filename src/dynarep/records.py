@@ -35,6 +35,7 @@ METRICS, MANIFEST = "metrics.csv", "manifest.json"
 DEPTH = 4  # of a run's folder below the folder of runs
 COLUMNS = ["agent_step", "frame", "update", "metric", "value"]
 LONGEST = 100  # characters of a cell: an array of text is as wide as its widest one
+MACHINE = ("device", "threads", "kernels", "mkl", "compiled", "tf32", "deterministic")  # what decides last bits
 VERSIONED = ("torch", "numpy", "scipy", "mujoco", "dm-control", "gymnasium", "metaworld", "pandas", "snakemake")
 
 

@@ -40,7 +40,6 @@ ORPHAN_SECONDS = 600.0  # how long a scheduler's job waits for the job of a dead
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FILES = (records.METRICS, records.MANIFEST)
 COMPILED = Path(".snakemake", "compiled")  # below home, all jobs': not beside results, which come from anywhere
-STATE = ("device", "kernels", "mkl", "compiled", "tf32")  # of a process, which decides last bits
 Report = Callable[[int, int, dict[str, float]], None]
 
 
@@ -188,9 +187,8 @@ def _manifest(job: Job, cost: dict[str, Any], history: list[dict[str, Any]], sta
 def _mark(job: Job, seeds: list[int]) -> dict[str, Any]:
     """Return what a checkpoint must agree with to be continued."""
     code = fingerprint.of_parts(job.config.agent, job.config.protocol)
-    state = {key: value for key, value in process.describe().items() if key in STATE}
-    lock = fingerprint.of_lock(checkout())
-    return {"identity": job.config.identity(), "code": code, "lock": lock, "seeds": seeds, "machine": state}
+    made = {"code": code, "lock": fingerprint.of_lock(checkout()), "machine": process.describe()}
+    return {"identity": job.config.identity(), "seeds": seeds, **made}
 
 
 def _checkpoint(results: Path, job: Job) -> Path:

@@ -23,7 +23,7 @@ KINDS = {
     "diverged": "numbers that are not finite in a run that says it did not diverge",
     "time": "times, costs or the history of stops contradict each other, or lie in the future",
     "provenance": "made by other code or packages than this checkout's, or by versions that its lock does not have",
-    "mixture": "code, packages, kernels, threads or devices that differ within one figure",
+    "mixture": "code, packages, devices, kernels, threads or compiled updates that differ within one figure",
     "rule": "a claim's rule that is younger than the runs it judges",
     "figure": "a figure's CSV that does not follow from the runs",
     "image": "a figure's image that does not follow from its CSV",

@@ -246,8 +246,7 @@ def _mixtures(figure: str, said: Sequence[Manifest], audit: Audit) -> None:
         names = f"{config['agent']['name']} with {config['protocol']['name']}"
         mine = {f"code of {names}": manifest.code.fingerprint[:8], "lock": manifest.lock[:8]}
         mine |= {name: manifest.versions.get(name, "not recorded") for name in {"python", *manifest.versions}}
-        machine = ("device", "threads", "kernels", "deterministic")
-        mine |= {name: str(manifest.machine.get(name, "not recorded")) for name in machine}
+        mine |= {name: str(manifest.machine.get(name, "not recorded")) for name in records.MACHINE}
         for name, value in mine.items():
             counts = facts.setdefault(name, {})
             counts[value] = counts.get(value, 0) + 1

@@ -13,6 +13,7 @@ from tyro.conf import arg
 
 from dynarep.audit import Audit
 from dynarep.audit import audit as look
+from dynarep.audit.findings import printable
 from dynarep.cli.common import SOURCES, FromArg, JsonArg, console, print_json, progress
 from dynarep.errors import unknown
 from dynarep.experiment import load_all
@@ -74,6 +75,8 @@ def _print_rerun(found: Audit) -> None:
     screen = console()
     drawn, different = len(again["drawn"]), len(again["different"])
     screen.print(Text(f"trained again: {drawn} of {total} runs (--seed {again['seed']}), {different} differ"))
+    for other in again["made_otherwise"][:MOST]:
+        screen.print(Text(f"  {other['run']}: made with {printable(other['made_with'])}", style="dim"), soft_wrap=True)
     for chance in again["caught"]:
         forged = chance["forged"]
         screen.print(
