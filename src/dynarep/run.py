@@ -249,7 +249,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     with zipfile.ZipFile(checkpoint) as archive:
         if (torn := archive.testzip()) is not None:  # torch.load would not look
             raise zipfile.BadZipFile(torn)
-    saved: dict[str, Any] = torch.load(checkpoint, weights_only=True, mmap=True)
+    saved: dict[str, Any] = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")
     return saved
 
 
