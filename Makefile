@@ -5,7 +5,7 @@ SHOWN = $(if $(filter reference,$(FROM)),--from reference)
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: reproduce test test-slow test-browser audit plan report bench bench-peers clean
+.PHONY: reproduce test test-slow test-browser test-slurm audit plan report bench bench-peers clean
 
 reproduce: .venv/ready ## set up, run the tier, print claims and where everything is
 	@$(if $(SHOWN),true,$(BIN)/dynarep plan --tier $(TIER))
@@ -21,6 +21,10 @@ test-slow: .venv/ready ## the long ones
 test-browser: .venv/ready ## the report in Chromium, which must be installed
 	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements-browser.txt
 	$(BIN)/pytest -m browser
+
+test-slurm: .venv/ready ## the DAG through a SLURM of one node: root, and Debian's slurm-wlm and munge
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements-slurm.txt
+	timeout -s INT -k 30 600 $(BIN)/pytest -m slurm # what it started ends with it
 
 audit: .venv/ready ## do results, figures, verdicts and report follow from the runs?
 	$(BIN)/dynarep audit

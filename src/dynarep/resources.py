@@ -67,7 +67,7 @@ class Place:
 
         def runtime(wildcards: Any, attempt: int) -> int:
             expected_s = sum(map(seconds, trained(wildcards)))
-            return math.ceil(min(START_MINUTES + attempt * MARGIN * expected_s / 60, 60 * self.hours))
+            return math.ceil(min(attempt * (START_MINUTES + MARGIN * expected_s / 60), 60 * self.hours))
 
         def mem_mb(wildcards: Any, attempt: int) -> int:
             mib = MEMORY_MARGIN * max(map(plan.job_mib, trained(wildcards))) + on_gpu * CUDA_MIB
