@@ -83,11 +83,11 @@ def fused(function: F) -> F:
 
 def _prepare_to_compile(kept: Path | None) -> None:
     """Set PyTorch's compiler up and try it; UserError if it does not find or cannot use the one for C++."""
+    if kept is not None:  # before the import, which sets it
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
     import torch._dynamo
     from torch._inductor import config, cpp_builder, exc
 
-    if kept is not None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
     try:
         cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler:
