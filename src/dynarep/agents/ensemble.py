@@ -126,6 +126,8 @@ class Ensemble:
                 rates.parameter(f"{branch}/{layer}.kernel").fill_(rate)
         self._decay = rates.flat[:1].clone()  # (1, parameters of one member)
         self.head = GaussianHead(c, self.outputs, seeds)
+        # Learned bounds take their gradient on the way, which is no function of tensors alone.
+        self._fused_slopes = self._slopes if c.learnable_bounds else process.fused(self._slopes)
         device = process.device()
         self.elites = torch.arange(c.elites, device=device).repeat(len(seeds), 1)
         self.input_mean = torch.zeros(len(seeds), hidden[0], device=device)
@@ -145,7 +147,11 @@ class Ensemble:
         c = self.config
         for s in range(len(self.seeds)):  # one seed at a time: bounded memory, and sums that cannot know the block
             every = {name: data[name][s] for name in FIELDS}
-            own = every if rows is None else {name: values[moved(rows[s], values.device)] for name, values in every.items()}
+            own = (
+                every
+                if rows is None
+                else {name: values[moved(rows[s], values.device)] for name, values in every.items()}
+            )
             variance, self.input_mean[s] = torch.var_mean(torch.cat([own["obs"], own["action"]], -1), 0, correction=0)
             self.input_std[s] = variance.sqrt() + c.epsilon
             if c.normalise_targets:
@@ -234,13 +240,11 @@ class Ensemble:
             `var_loss` (log-variance), `weight_decay`, their sum `total_loss`; and `grad_norm` of that sum by the
             networks' parameters. Learned bounds add `bounds_loss` to it.
         """
-        x, y = self._inputs(batch["obs"], batch["action"]), self._normalised_targets(batch)
-        passes = [self.net.forward((x,), branch) for branch in self.net.branches]
-        out = self._joined([own for own, _ in passes])
-        torch.mul(self.net.flat, self._decay, out=self.net.flat.grad)  # the decay's gradient; `backward` adds the rest
+        out, y, slopes = self._fused_slopes(batch)
+        torch.mul(self.net.flat, self._decay, out=self.net.flat.grad)  # the decay's gradient; the rest is added
         terms = self._terms(out, y) if report else {}
-        for slope, (_, tape) in zip(self._parted(self.head.slope(out, y)), passes, strict=True):
-            self.net.backward(slope, tape)
+        for branch, own in zip(self.net.branches, slopes, strict=True):
+            self.net.add(own, branch)
         self._elites_in_net = None
         terms |= self.head.step()
         if report:
@@ -248,6 +252,14 @@ class Ensemble:
             terms |= {"total_loss": total, "grad_norm": self._adam.norm()}
         self._adam.step()
         return terms if report else {}
+
+    def _slopes(self, batch: Batch) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+        """Return the output, what it is to be, and the derivative of the loss but its decay by each branch."""
+        x, y = self._inputs(batch["obs"], batch["action"]), self._normalised_targets(batch)
+        passes = [self.net.forward((x,), branch) for branch in self.net.branches]
+        out = self._joined([own for own, _ in passes])
+        parts = zip(self._parted(self.head.slope(out, y)), passes, strict=True)
+        return out, y, [self.net.slopes(slope, tape)[0] for slope, (_, tape) in parts]
 
     def _terms(self, out: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Return the terms of the loss, bounds aside; the gradient holds that of the decay, and nothing else yet."""
@@ -310,7 +322,9 @@ class Ensemble:
         if c.elites == c.members:
             return terms  # there is nothing to choose
         counts = torch.zeros(held.shape).scatter_add_(1, picks, torch.ones(picks.shape))
-        scores = self.score(_take(data, held), moved(counts, process.device()))  # counting draws: 50 000 of them need only the rows there are
+        scores = self.score(
+            _take(data, held), moved(counts, process.device())
+        )  # counting draws: 50 000 of them need only the rows there are
         self.elites = scores.argsort(dim=1, stable=True)[:, : c.elites].sort(1).values
         return terms
 

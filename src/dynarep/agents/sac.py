@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynarep import process
 from dynarep.activations import constant
 from dynarep.configs import Units
 from dynarep.configs.sac import SACConfig
@@ -87,6 +88,8 @@ class SAC:
         self.actor = Net("actor", {"": actor}, seeds, orthogonal(GAIN), head=heads)
         self.critic = Net("critic", {"": critic}, seeds, orthogonal(GAIN), members=2)
         self.target = self.critic.target()
+        self._fused_critic_slopes = process.fused(self._critic_slopes)
+        self._fused_actor_slopes = process.fused(self._actor_slopes)
         self._log_temperature = Scalar(math.log(c.initial_temperature), len(self.seeds))
         self._optimisers = {
             "actor": Adam(self.actor, c.lr),
@@ -181,21 +184,35 @@ class SAC:
             `critic_grad_norm`, `actor_grad_norm`. `q1` and `reward` are in units of the reported reward, like `q`; all
             else is in own units.
         """
-        rows, size, alpha = self._own_rows(batch), noise[0].shape[1], self.temperature
-        # The actor of before the update chooses in s' and in s: once for both.
-        out, tape = self.actor.forward((torch.cat([rows["next_obs"], rows["obs"]], 1),))
-        both = _choose(out, torch.cat(noise, 1))
-        y = self.td_target(rows, both.action[:, :size], both.log_prob[:, :size], alpha)
-        terms = self._update_critic(rows, y, report)
+        rows, alpha = self._own_rows(batch), self.temperature
+        y, q, chosen, tape, slopes = self._fused_critic_slopes(rows, noise, alpha)
+        critic_norm = self._step("critic", self.critic, slopes, report)
         self.target.follow(self.critic, self.config.target_rate)
-        chosen = _Choice(*(part[:, size:] for part in both))
-        terms |= self._update_actor(rows["obs"], chosen, tape.last(size), alpha, report)
+        least, slopes = self._fused_actor_slopes(rows["obs"], chosen, tape, alpha)
+        actor_norm = self._step("actor", self.actor, slopes, report)
         entropy = -chosen.log_prob.mean(-1)
-        loss = self._update_temperature(entropy, alpha)
+        temperature_loss = self._update_temperature(entropy, alpha)
         if not report:
             return {}
-        own = {"entropy": entropy, "temperature": alpha, "temperature_loss": loss}
-        return terms | own | {"q1": self._reported(terms["q1"]), "reward": batch["reward"].mean(-1)}
+        return {
+            "critic_loss": (q - y.unsqueeze(1).unsqueeze(-1)).square().mean((2, 3)).sum(1),
+            "critic_grad_norm": critic_norm,
+            "q1": self._reported(q[:, 0].mean((1, 2))),
+            "actor_loss": (alpha.unsqueeze(1) * chosen.log_prob - least).mean(-1),
+            "actor_grad_norm": actor_norm,
+            "entropy": entropy,
+            "temperature": alpha,
+            "temperature_loss": temperature_loss,
+            "reward": batch["reward"].mean(-1),
+        }
+
+    def _step(self, name: str, net: Net, slopes: Sequence[Tensor], report: bool) -> Tensor:
+        """Take a step of one network down these gradients; returns their norm, (S,), if it is to be reported."""
+        optimiser = self._optimisers[name]
+        net.add(slopes)
+        norm = optimiser.norm() if report else slopes[0]
+        optimiser.step()
+        return norm
 
     def _own_rows(self, batch: Batch) -> Batch:
         """Transitions as they are reported -> in own units."""
@@ -211,45 +228,44 @@ class SAC:
         value = self.values(self.target, rows["next_obs"], action).amin(1) - alpha.unsqueeze(1) * log_prob
         return rows["reward"] + self.config.discount * rows["mask"] * value
 
-    def _update_critic(self, rows: Batch, y: Tensor, report: bool) -> dict[str, Tensor]:
-        """Take one step down the squared error of every critic; the derivative by Q_j is 2 (Q_j - y) / B."""
-        adam = self._optimisers["critic"]
-        q, tape = self.critic.forward((rows["obs"], rows["action"]))
-        error = q - y.unsqueeze(1).unsqueeze(-1)
-        self.critic.backward(error * (2.0 / y.shape[1]), tape)
-        terms = {}
-        if report:
-            loss = error.square().mean((2, 3)).sum(1)
-            terms = {"critic_loss": loss, "critic_grad_norm": adam.norm(), "q1": q[:, 0].mean((1, 2))}
-        adam.step()
-        return terms
+    def _critic_slopes(
+        self, rows: Batch, noise: tuple[Tensor, Tensor], alpha: Tensor
+    ) -> tuple[Tensor, Tensor, _Choice, Tape, list[Tensor]]:
+        """Return targets, values (S, 2, B, 1), a ~ pi(s) with its tape, and the critics' derivative.
 
-    def _update_actor(self, obs: Tensor, chosen: _Choice, tape: Tape, alpha: Tensor, report: bool) -> dict[str, Tensor]:
-        """Take one step of the actor: down through the smaller of the critics to the action, then through the policy.
-
-        The derivative of the loss by u is 2 alpha a / B (log pi grows by 2 a) and, through the action, 1 - a^2 times
-        that of the values; log std has it times std * noise, and -alpha / B of its own.
+        The derivative of the squared error by Q_j is 2 (Q_j - y) / B.
         """
-        adam, size = self._optimisers["actor"], obs.shape[1]
-        action = chosen.action
+        size = noise[0].shape[1]
+        # The actor of before the update chooses in s' and in s: once for both.
+        out, tape = self.actor.forward((torch.cat([rows["next_obs"], rows["obs"]], 1),))
+        both = _choose(out, torch.cat(noise, 1))
+        y = self.td_target(rows, both.action[:, :size], both.log_prob[:, :size], alpha)
+        chosen = _Choice(*(part[:, size:] for part in both))
+        q, critic_tape = self.critic.forward((rows["obs"], rows["action"]))
+        slopes, _ = self.critic.slopes((q - y.unsqueeze(1).unsqueeze(-1)).mul_(2.0 / size), critic_tape)
+        return y, q, chosen, tape.last(size), slopes
+
+    def _actor_slopes(self, obs: Tensor, chosen: _Choice, tape: Tape, alpha: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return min_j Q_j(s, a), (S, B), and the derivative of the actor's loss by its parameters.
+
+        Down through the smaller of the critics to the action, then through the policy. The derivative of the loss by u
+        is 2 alpha a / B (log pi grows by 2 a) and, through the action, 1 - a^2 times that of the values; log std has it
+        times std * noise, and -alpha / B of its own.
+        """
+        size, action = obs.shape[1], chosen.action
         q, critic_tape = self.critic.forward((obs, action))
         least = q.amin(1, keepdim=True)
         smaller = (q == least).float()  # both of them, by halves, where they are equal
         slope = smaller.div_(smaller.sum(1, keepdim=True).mul_(-size))
         columns = slice(obs.shape[-1], obs.shape[-1] + action.shape[-1])
-        through = self.critic.backward(slope, critic_tape, learn=False, columns=columns)
+        _, through = self.critic.slopes(slope, critic_tape, learn=False, columns=columns)
         assert through is not None
         weight = (alpha / size).view(-1, 1, 1)
         by_u = through.sum(1).mul_(_one_less_square(action)).addcmul_(weight, action, value=2.0)
         by_log_std = torch.addcmul(-weight, by_u, chosen.deviation)
         by_raw = by_log_std.mul_(_one_less_square(chosen.gate)).mul_(LOG_STD_SLOPE)
-        self.actor.backward(torch.cat([by_u, by_raw], -1), tape)
-        terms = {}
-        if report:
-            loss = (alpha.unsqueeze(1) * chosen.log_prob - least[:, 0, :, 0]).mean(-1)
-            terms = {"actor_loss": loss, "actor_grad_norm": adam.norm()}
-        adam.step()
-        return terms
+        slopes, _ = self.actor.slopes(torch.cat([by_u, by_raw], -1), tape)
+        return least[:, 0, :, 0], slopes
 
     def _update_temperature(self, entropy: Tensor, alpha: Tensor) -> Tensor:
         loss = alpha * (entropy - self.target_entropy)
