@@ -397,7 +397,7 @@ def test_a_simulated_model_that_blows_up_stands_still():
     protocol = build([0], "simulator")
     for _ in range(112):
         protocol.step()
-    explode(protocol.simulator.env, {50})
+    explode(protocol.simulator.envs[0], {50})
     indices = torch.tensor([[4, 5]])
     following, reward, mask = protocol.simulator.simulate(indices, torch.ones(1, 2, 1))
     assert torch.equal(following[0, 1], protocol.replay.data["obs"][0, 5])

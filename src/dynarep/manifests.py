@@ -45,6 +45,8 @@ class Cost(_Part):
 
     wall_s: Seconds = 0.0
     cpu_s: Seconds = 0.0
+    env_wait_s: Seconds = 0.0  # simulating, or waiting for those who do
+    env_cpu_s: Seconds = 0.0  # of processes that simulated for this one
     peak_mib: Count = 0
     seeds_in_job: Annotated[int, Field(ge=1, lt=2**31)] = 1
 

@@ -29,6 +29,7 @@ import torch
 
 from dynarep import __version__, fingerprint, process, records, scheduler
 from dynarep.cache import cached_in
+from dynarep.envs import workers
 from dynarep.errors import UserError
 from dynarep.experiment import Job, span
 from dynarep.files import checkout, home
@@ -79,6 +80,7 @@ def train(
     redo: bool = False,
     rules: Mapping[str, str] | None = None,
     device: str = "cpu",
+    env_workers: int = 0,
 ) -> list[int]:
     """Train what is missing of a job and write its records.
 
@@ -89,6 +91,7 @@ def train(
         redo: replace runs that exist.
         rules: of the claims that rest on these runs, see `registration`; noted in the manifests.
         device: where to compute.
+        env_workers: processes that simulate environments; 0 for none but this one. Changes no number.
 
     Returns:
         The seeds trained now; empty if all were there.
@@ -107,7 +110,8 @@ def train(
         todo = pending(job, results, redo)
         if todo:
             process.settle(device, job.compiled, home() / COMPILED)
-            _train(job, results, todo, report or (lambda done, total, now: None), rules)
+            with workers.used(env_workers):
+                _train(job, results, todo, report or (lambda done, total, now: None), rules)
         _forget(checkpoint)
     return todo
 
@@ -141,6 +145,8 @@ def _train(job: Job, results: Path, seeds: list[int], report: Report, rules: Map
         "cpu_s": round(time.process_time() - cpu, 3),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "seeds_in_job": len(seeds),
+        "env_wait_s": round(workers.waited(), 3),
+        "env_cpu_s": round(workers.cpu_s(), 3),  # of other processes, not in cpu_s
     }
     made = _manifest(job, cost, history, begun_at) | ({} if rules is None else {"claims": dict(rules)})
     metrics = {seed: protocol.metrics.csv(index) for index, seed in enumerate(seeds)}

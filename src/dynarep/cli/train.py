@@ -84,6 +84,7 @@ def train(
     redo: Annotated[bool, arg(help="replace runs that exist")] = False,
     device: Annotated[str, arg(help="cpu, cuda or e.g. cuda:1")] = "cpu",
     compiled: Annotated[bool, arg(help="compile the updates (default: as the tier says)")] = False,
+    env_workers: Annotated[int, arg(metavar="N", help="processes that simulate environments; 0: this one alone")] = 0,
     no_compiled: Annotated[bool, arg(help="do not, whatever the tier says")] = False,
 ) -> None:
     """Train a job by hand, a block of seeds of one variant on one task, or several. The DAG calls the same command."""
@@ -101,7 +102,7 @@ def train(
         try:
             with progress(name, each.config.protocol.name) as report:
                 ours = rules.get(each.config.identity(), {})
-                trained = run.train(each, results_folder(results), report, redo, ours, device)
+                trained = run.train(each, results_folder(results), report, redo, ours, device, env_workers)
         except run.StoppedError as stopped:
             print(f"\n{name}: {stopped}", file=sys.stderr)
             raise SystemExit(130) from None

@@ -6,7 +6,7 @@ import importlib
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -160,6 +160,17 @@ class Env(abc.ABC):
         self._refusal = _BROKEN
         self._recover(snapshot)
         self._seed, self._frame, self._refusal = snapshot.seed, snapshot.frame, _OVER if snapshot.over else ""
+
+    def outcomes(self, cases: Sequence[tuple[Snapshot, npt.NDArray[Any]]]) -> list[Step | None]:
+        """Return what follows each action at each snapshot, see `restore`; None where the simulation blows up."""
+        found: list[Step | None] = []
+        for snapshot, action in cases:
+            self.restore(snapshot)
+            try:
+                found.append(self.step(action))
+            except EnvError:
+                found.append(None)
+        return found
 
     def close(self) -> None:
         """Let go of the simulator. The Env cannot be used afterwards."""

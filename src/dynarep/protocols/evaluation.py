@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynarep import envs
 from dynarep.configs import EnvironmentConfig
 from dynarep.diagnostics.critic import Episode, against_return, entropies, overestimation, values
 from dynarep.diagnostics.latent import latent_report
@@ -26,6 +25,7 @@ from dynarep.diagnostics.sharpness import sharpness
 from dynarep.diagnostics.td import generalisation
 from dynarep.envs import EnvError, Step
 from dynarep.envs.dial import Dial, Fleet
+from dynarep.envs.workers import Call, raised, several, together
 from dynarep.placement import here, host
 from dynarep.protocols import Metrics, usable
 from dynarep.replay import Part, Replay, spread
@@ -49,7 +49,7 @@ class Evaluator:
 
     def __init__(self, environment: EnvironmentConfig, seeds: Sequence[int], diverged: np.ndarray) -> None:
         self.seeds, self.diverged = list(seeds), diverged
-        self.envs = [envs.from_config(environment) for _ in seeds]
+        self.envs = several(environment, len(self.seeds))
 
     def play(self, agent: Any, episodes: int, at: int) -> list[list[Episode]]:
         """Play every seed's noise-free episodes, in lock-step; one begins when the seed's last is over.
@@ -62,21 +62,22 @@ class Evaluator:
         if isinstance(self.envs[0], Dial):
             return self._play_together(self.envs[0], agent, episodes, at)
         played: list[list[Episode]] = [[] for _ in self.seeds]
-        obs = np.stack([self._reset(k, at, 0) for k in range(len(self.seeds))])
+        first = [Call(env, "reset", (self._first(s, at, 0),)) for env, s in zip(self.envs, self.seeds, strict=True)]
+        obs = np.stack(raised(together(first)))
         logs: list[list[Stepped]] = [[] for _ in self.seeds]
         while any(len(done) < episodes for done in played):
             wanted = host(agent.act(here(obs[:, None])))[:, 0]
-            for k, env in enumerate(self.envs):
-                if len(played[k]) == episodes:
-                    continue
-                action, step = usable(wanted[k], k, self.diverged), None
-                try:
-                    step = env.step(action)
+            playing = [k for k, done in enumerate(played) if len(done) < episodes]
+            actions = [usable(wanted[k], k, self.diverged) for k in playing]
+            steps = together([Call(self.envs[k], "step", (a,)) for k, a in zip(playing, actions, strict=True)])
+            for k, action, gave in zip(playing, actions, steps, strict=True):
+                step = None if isinstance(gave, EnvError) else gave
+                if step is None:
+                    self.diverged[k] = True
+                else:
                     reward = step.reward if np.isfinite(wanted[k]).all() else math.nan
                     logs[k].append((obs[k].copy(), action, reward, step.success))
                     obs[k] = step.obs
-                except EnvError:
-                    self.diverged[k] = True
                 if step is None or step.terminated or step.truncated:
                     played[k].append(self._episode(k, logs[k], step))
                     logs[k] = []

@@ -72,7 +72,7 @@ class Frozen(Protocol):
         self.held = Part(self.replay, [np.flatnonzero(own) for own in held])
         starts = [[0, *(np.flatnonzero(data.ended) + 1).tolist()] for data in collected]
         wanted = np.ones_like(held) if simulates else held
-        self.simulator = Simulator(env, self.seeds, self.replay, starts, wanted, self.diverged)
+        self.simulator = Simulator([env], self.seeds, self.replay, starts, wanted, self.diverged)
         for states, own, data in zip(self.simulator.states, wanted, collected, strict=True):
             states |= {int(row): data.snapshots[row] for row in np.flatnonzero(own)}
         self._simulate = self.simulator.simulate if simulates else None

@@ -35,13 +35,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynarep import envs
 from dynarep.configs import AgentConfig, EnvironmentConfig, ProtocolConfig
 from dynarep.configs.online import OnlineConfig, asks_simulator
 from dynarep.diagnostics.model import report
 from dynarep.diagnostics.stability import drawdown
 from dynarep.envs import EnvError
 from dynarep.envs.dial import Dial, Fleet
+from dynarep.envs.workers import Call, in_workers, raised, several, together
 from dynarep.placement import here, host
 from dynarep.protocols import Metrics, Protocol, usable
 from dynarep.protocols.evaluation import (
@@ -83,7 +83,7 @@ class Online(Protocol):
         self.config, self.seeds = protocol, list(seeds)
         self.metrics, self.total, self.unit = Metrics(self.seeds), protocol.steps, "agent steps"
         self.diverged = np.zeros(len(self.seeds), bool)
-        self.envs = [envs.from_config(environment) for _ in seeds]
+        self.envs = several(environment, len(self.seeds))
         self.evaluator = Evaluator(environment, seeds, self.diverged)
         env = self.envs[0]
         fields = {"obs": (env.obs_size,), "action": (env.action_size,), "reward": (), "next_obs": (env.obs_size,)}
@@ -137,9 +137,8 @@ class Online(Protocol):
             self.simulator = ClosedForm(env, self.seeds, self.replay)
         elif needs_all:
             wanted = np.ones_like(held) if simulates else held
-            self.simulator = Simulator(
-                envs.from_config(environment), self.seeds, self.replay, self.starts, wanted, self.diverged
-            )
+            simulators = several(environment, len(self.seeds) if in_workers() else 1)
+            self.simulator = Simulator(simulators, self.seeds, self.replay, self.starts, wanted, self.diverged)
         self._simulate = self.simulator.simulate if self.simulator and simulates else None
 
     # -- acting --------------------------------------------------------------------------------------------------
@@ -176,8 +175,11 @@ class Online(Protocol):
             for starts in self.starts:
                 starts.append(at)
         else:
-            for k in range(len(self.seeds)):
-                self._begin(k, at)
+            seeds = [integer(seed, "environment", len(self.starts[k])) for k, seed in enumerate(self.seeds)]
+            calls = [Call(env, "reset", (seed,)) for env, seed in zip(self.envs, seeds, strict=True)]
+            self.obs[:] = raised(together(calls))
+            for starts in self.starts:
+                starts.append(at)
 
     def _fleet(self, env: Dial, episode: int) -> Fleet:
         return Fleet(env, [integer(seed, "environment", episode) for seed in self.seeds])
@@ -199,16 +201,17 @@ class Online(Protocol):
             self._interact_together(self.fleet, wanted)
             return
         rows: list[dict[str, Any]] = []
-        for k, env in enumerate(self.envs):
-            action = usable(wanted[k], k, self.diverged)
-            self._keep(k)
-            try:
-                step = env.step(action)
-            except EnvError:
+        actions = [usable(action, k, self.diverged) for k, action in enumerate(wanted)]
+        if self.simulator:
+            self.simulator.keep(range(len(self.seeds)), self.done, self.envs)
+        steps = together([Call(env, "step", (action,)) for env, action in zip(self.envs, actions, strict=True)])
+        for k, (action, step) in enumerate(zip(actions, steps, strict=True)):
+            if isinstance(step, EnvError):
                 self.diverged[k], action = True, np.zeros_like(action)
                 self._end(k, self.done)
-                self._keep(k)
-                step = env.step(action)
+                if self.simulator:
+                    self.simulator.keep([k], self.done, self.envs)
+                step = self.envs[k].step(action)
             mask = float(not (step.terminated or (self._latent and step.truncated)))
             row = {"obs": self.obs[k].copy(), "action": action, "reward": step.reward, "next_obs": step.obs}
             rows.append({**row, "mask": mask})
@@ -234,11 +237,6 @@ class Online(Protocol):
                 returns.append(total)
             self._return = [0.0] * len(self.seeds)
             self._begin_all(self.done + 1)
-
-    def _keep(self, k: int) -> None:
-        """Keep the simulator's state before seed k's next transition, if somebody may ask for it."""
-        if self.simulator:
-            self.simulator.keep(k, self.done, self.envs[k])
 
     # -- measuring -----------------------------------------------------------------------------------------------
 

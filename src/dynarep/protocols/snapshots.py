@@ -8,13 +8,14 @@ again: its episode is played once more from the stored actions, and all its want
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
 
-from dynarep.envs import Env, EnvError, Snapshot, Step
+from dynarep.envs import Env, Snapshot, Step
 from dynarep.envs.dial import Dial
+from dynarep.envs.workers import Call, raised, together
 from dynarep.placement import here, host
 from dynarep.protocols import usable
 from dynarep.replay import Replay
@@ -24,10 +25,10 @@ OUTCOME = ("next_obs", "reward", "mask")
 
 
 class Simulator:
-    """One environment that is put into the states of a block's stored transitions.
+    """Environments that are put into the states of a block's stored transitions.
 
     Args:
-        env: any environment of the run's task; its own from now on.
+        envs: environments of the run's task, its own from now on: one for all seeds, or one for each.
         seeds: the run seeds, S of them.
         replay: the transitions; it never overwrites a row that is wanted.
         starts: of each seed, the row of every episode's first transition; grows as the run goes on.
@@ -35,27 +36,29 @@ class Simulator:
         diverged: (S,) of bool, set where an action is not finite or the simulation blows up.
 
     Attributes:
-        env: that environment.
+        envs: those environments, one for each seed.
         states: of each seed, row -> the simulator before that transition.
     """
 
     def __init__(
         self,
-        env: Env,
+        envs: Sequence[Env],
         seeds: Sequence[int],
         replay: Replay,
         starts: Sequence[list[int]],
         wanted: np.ndarray,
         diverged: np.ndarray,
     ) -> None:
-        self.env, self.seeds, self.replay = env, list(seeds), replay
+        self.envs = list(envs) if len(envs) == len(seeds) else [envs[0]] * len(seeds)
+        self.seeds, self.replay = list(seeds), replay
         self.starts, self.wanted, self.diverged = starts, wanted, diverged
         self.states: list[dict[int, Snapshot]] = [{} for _ in seeds]
 
-    def keep(self, k: int, row: int, env: Env) -> None:
-        """Keep the state of `env`, which seed k's transition `row` begins in, if it is wanted."""
-        if self.wanted[k, row]:
-            self.states[k][row] = env.snapshot()
+    def keep(self, seeds: Iterable[int], row: int, envs: Sequence[Env] | Mapping[int, Env]) -> None:
+        """Keep the states of each such seed's environment, which its transition `row` begins in, if they are wanted."""
+        chosen = [k for k in seeds if self.wanted[k, row]]
+        for k, state in zip(chosen, raised(together([Call(envs[k], "snapshot") for k in chosen])), strict=True):
+            self.states[k][row] = state
 
     def before(self, k: int, row: int) -> Snapshot:
         """Return the state before seed k's stored transition `row`, a wanted one."""
@@ -63,7 +66,8 @@ class Simulator:
             episode = bisect_right(self.starts[k], row) - 1
             first, end = [*self.starts[k], int(self.replay.sizes[k])][episode : episode + 2]
             actions = host(self.replay.data["action"][k, first:end])
-            play_again(self.env, self.seeds[k], episode, actions, lambda i: self.keep(k, first + i, self.env))
+            env = self.envs[k]
+            play_again(env, self.seeds[k], episode, actions, lambda i: self.keep([k], first + i, {k: env}))
         return self.states[k][row]
 
     def simulate(self, indices: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,12 +83,15 @@ class Simulator:
         """
         fields = self.replay.data
         out = {name: np.empty((*indices.shape, *fields[name].shape[2:]), np.float32) for name in OUTCOME}
+        calls = []
         for k, (rows, wanted) in enumerate(zip(indices.tolist(), host(actions), strict=True)):
-            for j, row in enumerate(rows):
-                self.env.restore(self.before(k, row))
-                try:
-                    step = self.env.step(usable(wanted[j], k, self.diverged))
-                except EnvError:
+            taken = [usable(action, k, self.diverged) for action in wanted]
+            cases = [(self.before(k, row), action) for row, action in zip(rows, taken, strict=True)]
+            calls.append(Call(self.envs[k], "outcomes", (cases,)))
+        for k, (rows, steps) in enumerate(zip(indices.tolist(), raised(together(calls)), strict=True)):
+            for j, (row, found) in enumerate(zip(rows, steps, strict=True)):
+                step = found
+                if step is None:
                     self.diverged[k] = True
                     step = Step(host(fields["obs"][k, row]), 0.0, terminated=True, truncated=False)
                 for name, value in zip(OUTCOME, (step.obs, step.reward, not step.terminated), strict=True):
@@ -106,7 +113,7 @@ class ClosedForm:
         self.env, self.seeds, self.replay = env, list(seeds), replay
         self._asked = 0, 0  # rows stored when it was last asked, and how often at that time
 
-    def keep(self, k: int, row: int, env: Env) -> None:
+    def keep(self, seeds: Iterable[int], row: int, envs: Sequence[Env] | Mapping[int, Env]) -> None:
         """Nothing needs to be kept."""
 
     def simulate(self, indices: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
