@@ -40,14 +40,16 @@ def settle(device: str = "cpu", compiled: bool = False, kept: Path | None = None
     Raises:
         UserError: no such device here; or compiled, and there is no compiler that works.
     """
+    if kept is not None:  # before PyTorch's compiler is imported: it looks once
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # torch.use_deterministic_algorithms imports the compiler, for seconds
     torch.set_float32_matmul_precision("highest")  # no TF32
     from dynarep import placement  # which asks this module where to put things
 
     _state.update(device=str(placement.check(device)), compiled=False)
     if compiled:
-        _prepare_to_compile(kept)
+        _prepare_to_compile()
         _state.update(compiled=True)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -81,10 +83,8 @@ def fused(function: F) -> F:
     return cast(F, torch.compile(function, dynamic=False))
 
 
-def _prepare_to_compile(kept: Path | None) -> None:
+def _prepare_to_compile() -> None:
     """Set PyTorch's compiler up and try it; UserError if it does not find or cannot use the one for C++."""
-    if kept is not None:  # before the import, which sets it
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
     import torch._dynamo
     from torch._inductor import config, cpp_builder, exc
 
@@ -92,6 +92,7 @@ def _prepare_to_compile(kept: Path | None) -> None:
         cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler:
         raise UserError(f"compiled updates need a C++ compiler, and none was found ($CXX, or g++). {EAGER}") from None
+    torch.use_deterministic_algorithms(True)  # tells the compiler too
     config.compile_threads = 1  # in this process: no helpers that outlive it
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # instead of going on without compiling
     torch._dynamo.reset()  # what an earlier job of this process compiled for its shapes
