@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from dynarep.schema import TIERS
 RESULTS = Path("results")
 SOURCES = ("runs", "reference")  # below results: what this machine makes, and what is committed
 FORMATS = ("csv", "svg", "pdf", "png")
+MANY_RULES = 300  # ours: the paper tier has more than a thousand jobs, others fewer than 200 rules
 
 
 def load(tier: str, source: str = "runs") -> tuple[list[Experiment], list[Job]]:
@@ -79,6 +81,39 @@ def bundles(jobs: Sequence[Job]) -> list[Bundle]:
     return found
 
 
+class Family(NamedTuple):
+    """Jobs of one agent and protocol on one task with the same seeds, a process each, under one rule with a wildcard."""
+
+    name: str
+    seeds: tuple[int, ...]
+    jobs: dict[str, Job]  # by what the wildcard stands for: the run's folder
+
+    def outputs(self) -> list[str]:
+        """Return the pattern of the files that one job leaves behind, relative to home."""
+        (folder, *_) = {job.config.folder().parent for job in self.jobs.values()}
+        places = [RESULTS / "runs" / folder / "{run}" / f"seed={seed}" for seed in self.seeds]
+        return [str(place / name) for place in places for name in (METRICS, MANIFEST)]
+
+    def constraint(self) -> str:
+        """Return what the wildcard may stand for: these runs and no others."""
+        return "|".join(map(re.escape, self.jobs))
+
+
+def families(found: Sequence[Bundle]) -> tuple[list[Bundle], list[Family]]:
+    """Put bundles of one job under common rules where there are many; return the others, and the common rules.
+
+    A rule of its own has a readable name and starts when its own length says. But Snakemake's time grows with the
+    square of the number of rules.
+    """
+    if len(found) <= MANY_RULES:
+        return list(found), []
+    rules = dict[str, Family]()
+    for job in (bundle.jobs[0] for bundle in found if len(bundle.jobs) == 1):
+        name = f"train_{job.config.agent.name}_{job.config.protocol.name}_{job.task}_{span(job.seeds)}"
+        rules.setdefault(name, Family(name, job.seeds, {})).jobs[job.config.folder().name] = job
+    return [bundle for bundle in found if len(bundle.jobs) > 1], list(rules.values())
+
+
 def drawings(experiments: Sequence[Experiment], tier: str) -> list[list[Experiment]]:
     """Return the drawing rules: a process per figure, or per so many as the tier says."""
     size = tier_in(experiments[0].folder, tier).figures_per_process if experiments else 1
@@ -105,10 +140,10 @@ def arguments(jobs: Sequence[Job]) -> str:
     return f"--tier {jobs[0].tier} " + " ".join(f"--job {place}" for place in places)
 
 
-def run_files(jobs: Iterable[Job], source: str = "runs") -> list[str]:
+def run_files(jobs: Iterable[Job], source: str = "runs", names: Sequence[str] = (METRICS, MANIFEST)) -> list[str]:
     """Return the files that jobs leave behind, relative to home; of the reference those that are there."""
     folders = [RESULTS / source / folder for job in jobs for folder in job.folders()]
-    files = [folder / name for folder in folders for name in (METRICS, MANIFEST)]
+    files = [folder / name for folder in folders for name in names]
     return [str(file) for file in files if source == "runs" or (home() / file).exists()]
 
 
