@@ -338,7 +338,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     "key of a tier file": (
         misspell(SMOKE, "purpose", "purpos"), PLAN,
-        [SMOKE, "purpos: unknown key", "'purpose'?", "Allowed: budget, figures_per_process", "purpose: is"],
+        [SMOKE, "purpos: unknown key", "'purpose'?", "Allowed: budget, compiled, figures_per_process", "purpose: is"],
     ),
     "key of a tier's budget": (
         misspell(SMOKE, "budget.seeds", "seed"), PLAN,

@@ -58,7 +58,8 @@ def kl_to_the_rest(mean: Tensor, variance: Tensor, chosen: Tensor) -> Tensor:
         chosen: a member per row, (S, B).
     """
     members = mean.shape[1]
-    others = (torch.arange(members, device=chosen.device).view(-1, 1) != chosen.unsqueeze(1)).unsqueeze(-1) / (members - 1)  # (S, E, B, 1)
+    every = torch.arange(members, device=chosen.device).view(-1, 1)
+    others = (every != chosen.unsqueeze(1)).unsqueeze(-1) / (members - 1)  # (S, E, B, 1)
     rest = (others * mean).sum(1)
     spread = (others * (variance + (mean - rest.unsqueeze(1)).square())).sum(1)
     own_mean, own_variance = member(mean, chosen), member(variance, chosen)
