@@ -66,7 +66,7 @@ def find_job(experiment: Experiment, variant: str, task: str, seeds: str, tier: 
         groups = ", ".join(sorted({job.group for job in fitting}))
         raise UserError(f"{len(configs)} groups of runs fit. Pass --runs with one of: {groups}.")
     (job,) = configs.values()
-    return Job(job.experiment, job.group, job.variant, job.tier, job.config, parse_seeds(seeds))
+    return replace(job, seeds=parse_seeds(seeds))
 
 
 def train(
