@@ -43,6 +43,8 @@ onstart:
             raise WorkflowError(str(error)) from None
         if workflow.local_exec:
             scheduler.without_rounds(workflow.scheduler)
+            if PLACE.device == "cpu" and any(job.compiled for job in JOBS):
+                shell("python -m dynarep.warm")
 
 
 rule all:

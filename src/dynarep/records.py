@@ -243,8 +243,19 @@ def git_state(root: Path) -> dict[str, Any]:
 @cache
 def cpu_model() -> str:
     """Return the processor's name."""
+    return _cpu("model name") or platform.processor() or platform.machine()
+
+
+@cache
+def cpu_kind() -> str:
+    """Return a short name that processors share only if they have the same name and the same instructions."""
+    said = f"{cpu_model()} {_cpu('flags') or _cpu('Features')}"
+    return hashlib.sha256(said.encode()).hexdigest()[:8]
+
+
+def _cpu(key: str) -> str:
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
+            if line.startswith(key):
                 return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return ""

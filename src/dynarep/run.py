@@ -40,7 +40,7 @@ SAVES_APART = 50.0  # or this many times what a save takes: one may write gigaby
 ORPHAN_SECONDS = 600.0  # how long a scheduler's job waits for the job of a dead scheduler to save its state and stop
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FILES = (records.METRICS, records.MANIFEST)
-COMPILED = Path(".snakemake", "compiled")  # below home, all jobs': not beside results, which come from anywhere
+COMPILED = Path(".snakemake", "compiled")  # below home: not beside results, which come from anywhere
 Report = Callable[[int, int, dict[str, float]], None]
 
 
@@ -109,7 +109,7 @@ def train(
     with _only_one(lock, depth=len(job.config.folder().parts)):
         todo = pending(job, results, redo)
         if todo:
-            process.settle(device, job.compiled, home() / COMPILED)
+            process.settle(device, job.compiled, compiled_folder())
             with workers.used(env_workers):
                 _train(job, results, todo, report or (lambda done, total, now: None), rules)
         _forget(checkpoint)
@@ -154,6 +154,11 @@ def _train(job: Job, results: Path, seeds: list[int], report: Report, rules: Map
     made["block"] = {str(seed): hashlib.sha256(text.encode()).hexdigest() for seed, text in metrics.items()}
     for seed, text in metrics.items():
         records.write(results / job.config.folder() / f"seed={seed}", text, {**made, "seed": seed})
+
+
+def compiled_folder() -> Path:
+    """Return where all jobs keep compiled code: for this kind of processor, another one may not know instructions."""
+    return home() / COMPILED / records.cpu_kind()
 
 
 def _build(job: Job, seeds: list[int]) -> Protocol:
