@@ -194,17 +194,21 @@ class Net:
     def _bind(self) -> None:
         """Make the leaf views that the layers read, each with its slice of the gradient matrix as `.grad`."""
         assert self.flat.grad is not None
-        self._views, self._frozen = {}, {}
+        self._views, self._frozen, grads = {}, {}, {}
         for slot, (start, shape) in self._slots.items():
             columns = slice(start, start + math.prod(shape))
             self._frozen[slot] = torch.unflatten(self.flat[:, columns], 1, shape)
             view = self._frozen[slot].detach().requires_grad_()
-            view.grad = torch.unflatten(self.flat.grad[:, columns], 1, shape)
+            view.grad = grads[slot] = torch.unflatten(self.flat.grad[:, columns], 1, shape)
             self._views[slot] = view
         self._layers = {branch: self._layers_of(self._frozen, branch) for branch in self.branches}
-        self._grads: dict[str, list[Tensor]] = {branch: [] for branch in self.branches}
-        for slot, (start, shape) in self._slots.items():
-            self._grads[slot.partition("/")[0]].append(self.flat.grad[:, start : start + math.prod(shape)])
+        self._grads: dict[str, list[list[Tensor]]] = {  # of every layer, flattened to (S E, n)
+            branch: [
+                [grads[f"{branch}/{i}.{kind}"].flatten(1) for kind in KINDS if f"{branch}/{i}.{kind}" in grads]
+                for i in range(len(spec.sizes) - 1)
+            ]
+            for branch, spec in self.branches.items()
+        }
 
     def __call__(self, x: Tensor | Sequence[Tensor], branch: str = "", frozen: bool = False) -> Tensor:
         """Apply one branch.
@@ -304,35 +308,48 @@ class Net:
     def slopes(
         self, grad: Tensor, tape: Tape, learn: bool = True, columns: slice | None = None
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Do what `backward` says, but return the gradients of the parameters, for `add`; changes nothing."""
+        """Do what `backward` says, but leave it to the compiler where its code ends: return what `add` is to add then.
+
+        Outside of compiled code gradients are added at once, while they are in the cache, and nothing is left to `add`.
+        """
         if _version(self.flat) != tape.version:
             raise RuntimeError(f"{self.name}: the parameters have changed since the forward pass")
         grad, back = grad.reshape(-1, *grad.shape[-2:]), ACTIVE[self.branches[tape.branch].activation].back
-        found: list[Tensor] = []  # from the last parameter to the first
+        found: list[Tensor] = []
         for i in reversed(range(len(tape.layers))):
             (below, norm, active), (kernel, _, affine) = tape.layers[i], self._layers[tape.branch][i]
+            own: list[Tensor] = []
             if active is not None:
                 grad = back(grad, active)  # the output's layer has none: `grad` is our own by now
             if norm is not None and affine is not None:
                 linear, normed, mean, rstd = norm
-                if learn:
-                    found += [grad.sum(1), (grad * normed).sum(1)]
+                own = [(grad * normed).sum(1), grad.sum(1)] if learn else []
                 grad = grad * affine[0]
                 mask = (True, False, False)
                 grad = _layer_norm_backward(grad, linear, grad.shape[-1:], mean, rstd, None, None, mask)[0]
             if learn:
                 by_kernel = (below * grad).sum(1) if grad.shape[-1] == 1 else torch.bmm(below.mT, grad).flatten(1)
-                found += [grad.sum(1), by_kernel]
+                own = [by_kernel, grad.sum(1), *own]
+                if torch.compiler.is_compiling():
+                    found = own + found
+                else:
+                    self._add(own, tape.branch, i)
             if i > 0:
                 grad = _times(grad, kernel)
         if columns is None:
-            return found[::-1], None
+            return found, None
         first = max(0, min(columns.start, columns.stop - 8))  # not one column alone, see `_linear`
-        return found[::-1], self._by_seed(_times(grad, kernel[:, first : columns.stop])[..., columns.start - first :])
+        return found, self._by_seed(_times(grad, kernel[:, first : columns.stop])[..., columns.start - first :])
 
     def add(self, found: Sequence[Tensor], branch: str = "") -> None:
-        """Add gradients of one branch's parameters, each (S E, n) and in their order, to what is there."""
-        torch._foreach_add_(self._grads[branch], list(found))
+        """Add what `slopes` left over of one branch's gradients."""
+        for i, own in enumerate(self._grads[branch]):
+            if found:
+                self._add(found[: len(own)], branch, i)
+                found = found[len(own) :]
+
+    def _add(self, found: Sequence[Tensor], branch: str, layer: int) -> None:
+        torch._foreach_add_(self._grads[branch][layer], list(found))
 
     def parameter(self, slot: str) -> Tensor:
         """Return one parameter, (S, E, *shape), sharing memory; `slot` is "branch/layer.kind"."""

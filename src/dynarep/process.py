@@ -44,6 +44,7 @@ def settle(device: str = "cpu", compiled: bool = False, kept: Path | None = None
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
     torch.set_num_threads(1)
     torch.set_deterministic_debug_mode("error")  # torch.use_deterministic_algorithms imports the compiler, for seconds
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # 1 to 3 % of the time
     torch.set_float32_matmul_precision("highest")  # no TF32
     from dynarep import placement  # which asks this module where to put things
 
