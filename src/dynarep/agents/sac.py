@@ -186,31 +186,32 @@ class SAC:
         """
         rows, alpha = self._own_rows(batch), self.temperature
         y, q, chosen, tape, slopes = self._fused_critic_slopes(rows, noise, alpha)
-        critic_norm = self._step("critic", self.critic, slopes, report)
+        norms = self._step("critic", self.critic, slopes, report)
         self.target.follow(self.critic, self.config.target_rate)
         least, slopes = self._fused_actor_slopes(rows["obs"], chosen, tape, alpha)
-        actor_norm = self._step("actor", self.actor, slopes, report)
+        norms |= self._step("actor", self.actor, slopes, report)
         entropy = -chosen.log_prob.mean(-1)
         temperature_loss = self._update_temperature(entropy, alpha)
         if not report:
             return {}
-        return {
+        return norms | {
             "critic_loss": (q - y.unsqueeze(1).unsqueeze(-1)).square().mean((2, 3)).sum(1),
-            "critic_grad_norm": critic_norm,
             "q1": self._reported(q[:, 0].mean((1, 2))),
             "actor_loss": (alpha.unsqueeze(1) * chosen.log_prob - least).mean(-1),
-            "actor_grad_norm": actor_norm,
             "entropy": entropy,
             "temperature": alpha,
             "temperature_loss": temperature_loss,
             "reward": batch["reward"].mean(-1),
         }
 
-    def _step(self, name: str, net: Net, slopes: Sequence[Tensor], report: bool) -> Tensor:
-        """Take a step of one network down these gradients; returns their norm, (S,), if it is to be reported."""
+    def _step(self, name: str, net: Net, slopes: Sequence[Tensor], report: bool) -> dict[str, Tensor]:
+        """Take a step of one network down its gradients; returns their norm, (S,), if it is to be reported.
+
+        `slopes` are those that are not added yet, see `Net.slopes`.
+        """
         optimiser = self._optimisers[name]
         net.add(slopes)
-        norm = optimiser.norm() if report else slopes[0]
+        norm = {f"{name}_grad_norm": optimiser.norm()} if report else {}
         optimiser.step()
         return norm
 
