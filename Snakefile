@@ -8,11 +8,10 @@ from pathlib import Path
 from snakemake.utils import min_version
 
 min_version("9.27")
-path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # jobs run in Snakemake's environment
+# Each job's own environment: this is read again on the machine that runs it, where it finds Snakemake's programs.
+path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
 os.environ.update(PATH=path, DYNAREP_HOME=os.getcwd(), OMP_NUM_THREADS="1")
-os.environ.setdefault(
-    "MUJOCO_GL", "disabled"
-)  # read on the machine that runs the job: so are the lines above
+os.environ.setdefault("MUJOCO_GL", "disabled")
 
 from dynarep import dag, scheduler
 from dynarep.errors import UserError
@@ -25,7 +24,8 @@ if workflow.is_main_process:
     TURN = scheduler.Turn(Path.cwd())
 
 try:
-    PLACE = Place(**{key: config[key] for key in ("device", "hours") if key in config})
+    WHERE = ("device", "hours", "workers")
+    PLACE = Place(**{key: config[key] for key in WHERE if key in config})
     EXPERIMENTS, JOBS = dag.load(TIER, FROM)
 except UserError as error:
     raise WorkflowError(str(error)) from None

@@ -47,9 +47,18 @@ def test_only_jobs_on_a_gpu_ask_for_one(jobs):
     assert there.resources(jobs)["mem_mb"]({}, 1) > here.resources(jobs)["mem_mb"]({}, 1)
 
 
-@pytest.mark.parametrize(
-    "bad", [{"device": "gpu"}, {"device": 1}, {"hours": "x"}, {"hours": 0}, {"hours": float("inf")}]
-)
+def test_processes_that_simulate_get_a_core_each(jobs):
+    there = Place("cuda", workers=4)
+    assert there.option == "--device cuda --env-workers 4"
+    assert there.resources(jobs)["cpus_per_task"] == 5
+    assert there.resources(jobs)["mem_mb"]({}, 1) > Place("cuda").resources(jobs)["mem_mb"]({}, 1)
+    assert "cpus_per_task" not in Place("cuda").resources(jobs), "a core is what every job has"
+
+
+BAD = [{"device": "gpu"}, {"device": 1}, {"hours": "x"}, {"hours": 0}, {"hours": float("inf")}, {"workers": -1}]
+
+
+@pytest.mark.parametrize("bad", [*BAD, {"workers": 1.5}])
 def test_a_place_that_cannot_be_is_refused_with_what_to_type(bad):
     with pytest.raises(UserError, match=r"Write e\.g\. "):
         Place(**bad)

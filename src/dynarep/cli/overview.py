@@ -76,8 +76,8 @@ def plan(
         print_json([row.data() for row in rows])
         return
     table = Table(title=f"tier {tier}: {purpose}", title_justify="left", title_style="bold")
-    columns = ("experiment", "jobs", "runs", "there", "agent steps", "updates", "core-hours left", "of", "or GPU-hours", "disk MiB")
-    for name in (*columns, "peak MiB"):
+    columns = ("experiment", "jobs", "runs", "there", "agent steps", "updates", "core-hours left", "of")
+    for name in (*columns, "or GPU-hours", "disk MiB", "peak MiB"):
         table.add_column(name, justify="left" if name == "experiment" else "right")
     for r in (*rows, planning.total(rows)):
         if not r.paper:
@@ -89,5 +89,7 @@ def plan(
         )  # fmt: skip
     screen = console()
     screen.print(table)
-    screen.print("Peak: the largest job's memory. GPU-hours rest on an assumed rate, no GPU was measured. ", style="dim", end="")
+    screen.print(
+        "Peak: the largest job's memory. GPU-hours: by an assumed rate, not measured. ", style="dim", end=""
+    )
     screen.print(f"Costs are estimates. {planning.rates()['source'].strip()}", style="dim")
