@@ -1,6 +1,7 @@
 """The benchmark's bookkeeping, and that what it compares does the same work. Nothing here judges a time."""
 
 import json
+import math
 import os
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -107,31 +108,38 @@ def test_no_rounds_are_refused(capsys):
 # -- MAD-TD in plain PyTorch -----------------------------------------------------------------------------------------
 
 
-def eager_copy(agent: MadTD, obs: int, action: int) -> EagerMadTD:
-    """Plain modules with the agent's parameters."""
-    eager = EagerMadTD(agent.config, obs, action)
-    pairs = [(eager.encoder, agent.encoder, "", 0), (eager.actor, agent.actor, "", 0)]
-    pairs += [(eager.model[branch], agent.model, branch, 0) for branch in ("dynamics", "reward")]
-    for nets, net in ((eager.critics, agent.critic), (eager.targets, agent.target)):
-        pairs += [(nets[e], net, "", e) for e in range(2)]
-    for module, net, branch, member in pairs:
-        slots = [slot for slot in net.slots() if slot.split("/")[0] == branch]
-        values = [net.parameter(slot)[0, member] for slot in slots]
-        values = [v.mT if slot.endswith("kernel") else v for slot, v in zip(slots, values, strict=True)]
-        for parameter, value in zip(module.parameters(), values, strict=True):
-            parameter.data.copy_(value)
-    return eager
+def twins(agent: MadTD, eager: EagerMadTD):
+    """Every network of ours beside its plain module: name, module, network, branch, member."""
+    yield "encoder", eager.encoder, agent.encoder, "", 0
+    yield "actor", eager.actor, agent.actor, "", 0
+    for branch in ("dynamics", "reward"):
+        yield "model", eager.model[branch], agent.model, branch, 0
+    for name, modules, net in (("critic", eager.critics, agent.critic), ("target", eager.targets, agent.target)):
+        for member in range(2):
+            yield name, modules[member], net, "", member
+
+
+def slices(flat: torch.Tensor, net, branch: str, member: int) -> list[torch.Tensor]:
+    """Cut a matrix of one seed's parameters, or of their moments, as the plain module's parameters are."""
+    cut = []
+    for slot, (start, shape) in net._slots.items():
+        if slot.split("/")[0] == branch:
+            part = flat[member, start : start + math.prod(shape)].view(shape)
+            cut.append(part.mT if slot.endswith("kernel") else part)
+    return cut
 
 
 def test_eager_pytorch_does_the_same_work_as_our_mad_td():
-    """Three agent steps of two updates: every loss is ours, so every network has learned the same in between."""
+    """Three agent steps of two updates: losses and what Adam has seen of gradients are ours."""
     obs, action, updates, size = 5, 2, 2, 64
-    config = MadTDConfig(width=16, batch_size=size, bins=21, value_limit=10, clip=0.5)
-    agent = MadTD(config, obs, action, [0])
+    config = MadTDConfig(width=16, batch_size=size, bins=21, value_limit=10, clip=0.01)
+    agent, eager = MadTD(config, obs, action, [0]), EagerMadTD(config, obs, action)
     g = torch.Generator().manual_seed(0)
     for net in (*agent._nets().values(), agent.target):  # all different functions, and biases are not 0
         net.flat += 0.3 * torch.randn(net.flat.shape, generator=g)
-    eager = eager_copy(agent, obs, action)
+    for _, module, net, branch, member in twins(agent, eager):
+        for parameter, value in zip(module.parameters(), slices(net.flat, net, branch, member), strict=True):
+            parameter.data.copy_(value)
     for _ in range(3):
         lead = (1, updates, size)
         batch = {"obs": torch.randn(*lead, obs, generator=g), "next_obs": torch.randn(*lead, obs, generator=g)}
@@ -141,6 +149,14 @@ def test_eager_pytorch_does_the_same_work_as_our_mad_td():
         assert plain.keys() == ours.keys()
         for name, loss in plain.items():
             torch.testing.assert_close(loss, ours[name][0], rtol=2e-4, atol=2e-6, msg=name)
+    seen = {p: state["exp_avg"] for adam in eager._optimisers.values() for p, state in adam.state.items()}
+    for name, module, net, branch, member in twins(agent, eager):
+        if name != "target":
+            first = slices(agent.state()[f"adam/{name}/first"], net, branch, member)
+            ours, plain = (
+                torch.cat([m.flatten() for m in ms]) for ms in (first, [seen[p] for p in module.parameters()])
+            )
+            assert (plain - ours).norm() < 3e-4 * ours.norm(), f"{name} {branch}"
 
 
 # -- processes -------------------------------------------------------------------------------------------------------
@@ -249,7 +265,6 @@ def test_a_process_answers_every_order_with_calls_and_seconds(monkeypatch):
 def test_a_learner_that_skips_updates_is_found_out(monkeypatch):
     monkeypatch.setitem(workers.LEARNERS, "lazy", lambda: Learner("lazy", lambda: None, lambda: 0, 7))
     monkeypatch.setattr(workers, "BURST_S", 1e-6)
-    monkeypatch.setattr(workers, "keep_to_one_core", lambda: None)
     with pytest.raises(RuntimeError, match="lazy: made 0 updates, not"):
         workers.serve(Task(peer="lazy"), lambda _: None, iter(["burst\n"]))
 

@@ -119,7 +119,6 @@ def workers(tasks: Sequence[Task]) -> Iterator[list[Worker]]:
 def serve(task: Task, answer: Callable[[dict[str, Any]], None], orders: Iterator[str]) -> None:
     """Be a process: set up, warm up, and answer."""
     if task.peer:
-        keep_to_one_core()
         if task.peer == "ours":
             process.settle(compiled=task.compiled)
         learner = LEARNERS[task.peer]()
@@ -140,12 +139,6 @@ def serve(task: Task, answer: Callable[[dict[str, Any]], None], orders: Iterator
         if made and made() - before != calls * per_call:
             raise RuntimeError(f"{about['name']}: made {made() - before} updates, not {calls * per_call}")
         answer(asdict(Burst(calls * per_call, burst.cpu_s, burst.wall_s)))
-
-
-def keep_to_one_core() -> None:
-    """Let this process run on its last core alone, where the system allows to say so."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def _burst(call: Callable[[], object], calls: int) -> Burst:
