@@ -25,10 +25,9 @@ def test_every_run_of_a_tier_is_in_one_bundle(tier):
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_a_rule_trains_the_jobs_that_it_declares(tier, monkeypatch):
+def test_a_rule_trains_the_jobs_that_it_declares(tier):
     """The command line finds the same jobs again."""
     experiments = load_all()
-    monkeypatch.setattr(cli.train, "load_all", lambda: experiments)
     bundles = dag.bundles(dag.load(tier)[1])
     for bundle in bundles[:: len(bundles) // 3 + 1]:
         words = shlex.split(dag.arguments(bundle.jobs))
@@ -36,7 +35,9 @@ def test_a_rule_trains_the_jobs_that_it_declares(tier, monkeypatch):
         for name, word in zip(words[::2], words[1::2], strict=True):
             options.setdefault(name, []).append(word)
         one = {name: options.get(f"--{name}", [None])[0] for name in ("experiment", "variant", "task", "seeds")}
-        found = cli.train.chosen_jobs(one, tier, options.get("--runs", [None])[0], options.get("--job", []))
+        found = cli.train.chosen_jobs(
+            one, tier, options.get("--runs", [None])[0], options.get("--job", []), experiments
+        )
         assert [job.key() for job in found] == [job.key() for job in bundle.jobs]
         assert options["--tier"] == [tier]
 

@@ -16,7 +16,7 @@ from dynarep import claims, cli, figures, stats
 from dynarep.configs import AgentConfig, ProtocolConfig, registry
 from dynarep.errors import UserError
 from dynarep.experiment import find, load_all, plain
-from dynarep.figures import drawing, pages, points, scatter
+from dynarep.figures import drawing, pages, palette, points, scatter
 from synthetic import DEFAULTS, RETURNS, TRIAL, write_runs
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -709,3 +709,9 @@ def test_no_text_of_a_page_runs_into_the_next_column(new_home, tmp_path):
         for a in boxes:
             beside = [b for b in boxes if b is not a and b.x0 > a.x0 and b.y1 > a.y0 + 2 and b.y0 < a.y1 - 2]
             assert all(a.x1 <= b.x0 for b in beside)
+
+
+@pytest.mark.slow  # seaborn alone takes 2 s to import
+def test_colours_are_those_of_seaborns_colour_blind_palette():
+    seaborn = pytest.importorskip("seaborn")
+    assert palette.colours(13) == list(seaborn.color_palette("colorblind", 13))

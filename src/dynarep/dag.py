@@ -82,7 +82,7 @@ def bundles(jobs: Sequence[Job]) -> list[Bundle]:
 
 
 class Family(NamedTuple):
-    """Jobs of one agent and protocol on one task with the same seeds, a process each, under one rule with a wildcard."""
+    """Jobs of one agent, protocol, task and block of seeds, a process each, under one rule with a wildcard."""
 
     name: str
     seeds: tuple[int, ...]

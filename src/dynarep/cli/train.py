@@ -90,12 +90,14 @@ def train(
     """Train a job by hand, a block of seeds of one variant on one task, or several. The DAG calls the same command."""
     if compiled and no_compiled:
         raise UserError("--compiled goes without --no-compiled.")
-    jobs = chosen_jobs({"experiment": experiment, "variant": variant, "task": task, "seeds": seeds}, tier, runs, job)
+    everything = load_all()
+    one = {"experiment": experiment, "variant": variant, "task": task, "seeds": seeds}
+    jobs = chosen_jobs(one, tier, runs, job, everything)
     if compiled or no_compiled:
         jobs = [replace(each, compiled=compiled) for each in jobs]
     from dynarep import registration, run  # PyTorch
 
-    rules = registration.registered(load_all())
+    rules = registration.registered(everything)
 
     for each in jobs:
         name = f"{each.experiment} {each.variant} {each.task} seeds {span(each.seeds)}"
@@ -110,7 +112,13 @@ def train(
         print(f"{name}: {len(trained)} trained, {len(each.seeds) - len(trained)} already there: {folder}")
 
 
-def chosen_jobs(one: Mapping[str, str | None], tier: str, runs: str | None, several: Sequence[str]) -> list[Job]:
+def chosen_jobs(
+    one: Mapping[str, str | None],
+    tier: str,
+    runs: str | None,
+    several: Sequence[str],
+    everything: Sequence[Experiment],
+) -> list[Job]:
     """Return the jobs that `dynarep train` is asked for; UserError for too few or too many options, or a bad place."""
     given = {option: word for option, word in one.items() if word is not None}
     missing = ", ".join(f"--{option}" for option in one if option not in given)
@@ -123,7 +131,6 @@ def chosen_jobs(one: Mapping[str, str | None], tier: str, runs: str | None, seve
             f"{missing}: missing. Write e.g. --experiment R1 --variant five_percent --task walker-walk --seeds 0-4, or "
             "--job with all of it; `dynarep train --help` explains them."
         )
-    everything = load_all()
     if not several:
         return [
             find_job(find(everything, given["experiment"]), given["variant"], given["task"], given["seeds"], tier, runs)

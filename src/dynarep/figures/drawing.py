@@ -18,11 +18,10 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.ticker import LogFormatter, SymmetricalLogLocator
 
 from dynarep.experiment import Experiment
-from dynarep.figures import scatter, suite
+from dynarep.figures import palette, scatter, suite
 from dynarep.figures.points import PUBLISHED
 from dynarep.schema import SUITE, Panel
 
@@ -178,7 +177,7 @@ class _PlainLog(LogFormatter):
 
 def _colours(names: Iterable[str]) -> dict[str, Any]:
     listed = list(dict.fromkeys(names))
-    return dict(zip(listed, sns.color_palette("colorblind", len(listed)), strict=True))
+    return dict(zip(listed, palette.colours(len(listed)), strict=True))
 
 
 def _groups(points: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as sps
+from scipy import special
 
 from dynarep import published, records
 from dynarep.errors import UserError
@@ -87,7 +87,7 @@ def mean_interval(values: np.ndarray, log: bool) -> dict[str, Any]:
     scaled = np.log(usable) if log else usable
     mean = float(scaled.mean())
     half = (
-        float(sps.t.ppf(0.975, len(scaled) - 1) * scaled.std(ddof=1) / math.sqrt(len(scaled)))
+        float(special.stdtrit(len(scaled) - 1, 0.975) * scaled.std(ddof=1) / math.sqrt(len(scaled)))
         if len(scaled) > 1
         else 0.0
     )

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib import patheffects
 
 from dynarep import pairing, records
 from dynarep.experiment import Experiment
+from dynarep.figures import palette
 from dynarep.schema import Pair, Panel
 
 RANK = "rank correlation"  # the series of the number over all settings
@@ -108,7 +108,7 @@ def draw(ax: Any, panel: Panel, points: pd.DataFrame, experiment: Experiment) ->
     """Draw a numbered point per setting with both intervals; `number` writes the numbers, once the layout is made."""
     pairs = _ordered(experiment.spec.pairs)
     heads = list(dict.fromkeys(pair.series for pair in pairs))
-    colours = sns.color_palette("colorblind", len(heads))
+    colours = palette.colours(len(heads))
     places = points[points["x"].notna() & (points["series"] != RANK)].set_index("variant")
     predictors = points[points["x"].isna() & (points["series"] != RANK)].set_index("variant")
     ax.axhline(0, color="0.35", lw=0.8)

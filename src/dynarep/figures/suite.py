@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
 from dynarep import aggregates, records
 from dynarep.experiment import Experiment
+from dynarep.figures import palette
 from dynarep.schema import Panel
 from dynarep.stats import RESAMPLES
 
@@ -241,7 +241,7 @@ def _rows(ax: Any, arms: list[str], points: pd.DataFrame, experiment: Experiment
 def _looks(experiment: Experiment) -> tuple[dict[str, Any], dict[str, str]]:
     """Return every variant's colour and line style, those of curves."""
     names = list(experiment.spec.variants)
-    colours = sns.color_palette("colorblind", len(names))
+    colours = palette.colours(len(names))
     return dict(zip(names, colours, strict=True)), {name: STYLES[k % len(STYLES)] for k, name in enumerate(names)}
 
 
