@@ -24,7 +24,7 @@ test-browser: .venv/ready ## the report in Chromium, which must be installed
 
 test-slurm: .venv/ready ## the DAG through a SLURM of one node: root, and Debian's slurm-wlm and munge
 	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements-slurm.txt
-	timeout -s INT -k 30 600 $(BIN)/pytest -m slurm # what it started ends with it
+	timeout -s INT -k 30 900 $(BIN)/pytest -m slurm # what it started ends with it
 
 audit: .venv/ready ## do results, figures, verdicts and report follow from the runs?
 	$(BIN)/dynarep audit

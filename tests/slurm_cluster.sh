@@ -49,7 +49,8 @@ MinJobAge=3600
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
 DefMemPerCPU=1000
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory State=UNKNOWN
+GresTypes=gpu
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory Gres=gpu:1 State=UNKNOWN
 PartitionName=cpu Nodes=$host Default=YES MaxTime=01:00:00 State=UP
 CONF
 }
@@ -67,6 +68,7 @@ start() {
     runuser -u munge -- "$(command -v munged)" --key-file="$munge/key" --socket="$munge/socket" \
         --pid-file="$munge/pid" --log-file="$munge/log" --seed-file="$munge/seed"
     configuration >"$folder/slurm.conf"
+    echo "Name=gpu File=/dev/null" >"$folder/gres.conf" # a GPU to ask for, not to compute on
     export SLURM_CONF=$folder/slurm.conf
     slurmctld -f "$SLURM_CONF"
     slurmd -f "$SLURM_CONF"

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import psutil
 import pytest
+import torch
 
 from conftest import CHECKOUT
 from dynarep import dag, run, scheduler
@@ -28,7 +29,7 @@ SNAKEMAKE += ["--slurm-init-seconds-before-status-checks", "2", "--seconds-betwe
 T = TypeVar("T")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """A SLURM of one node; the environment that its clients need."""
     started = subprocess.run([CLUSTER, "start"], capture_output=True, text=True, check=False)
@@ -49,6 +50,8 @@ class Submitted(NamedTuple):
     state: str
     minutes: int
     mib: int
+    cores: int
+    gres: str
 
 
 def test_a_figure_is_made_on_a_cluster_and_a_killed_job_is_tried_again_with_more(cluster, tmp_path):
@@ -69,6 +72,7 @@ def test_a_figure_is_made_on_a_cluster_and_a_killed_job_is_tried_again_with_more
     assert (tmp_path / "figures/smoke/madtd/R1.svg").stat().st_size > 500
 
     first, again = attempts(killed, cluster)
+    assert (first.cores, first.gres) == (1, "N/A")
     assert (first.state, again.state) == ("CANCELLED", "COMPLETED"), said
     assert f"Error in rule {first.rule}" in said
     assert "Trying to restart job" in said
@@ -90,6 +94,23 @@ def test_a_figure_is_made_on_a_cluster_and_a_killed_job_is_tried_again_with_more
         assert there.read_bytes() == (tmp_path / "here" / folder / "metrics.csv").read_bytes()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU: see test_device.py")
+def test_jobs_ask_for_a_gpu_and_say_so_where_there_is_none(cluster, tmp_path):
+    """The cluster's GPU is a name: how a job is placed can be seen, and how it fails."""
+    (tmp_path / "experiments").symlink_to(CHECKOUT / "experiments")
+    before = len(submitted(cluster))
+    command = [*SNAKEMAKE, "device=cuda", "workers=1", "--retries", "0", "--", TARGET]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=cluster, capture_output=True, text=True, check=False, timeout=SECONDS
+    )
+    assert ended.returncode == 1, ended.stderr
+    jobs = submitted(cluster)[before:]
+    assert {(job.state, job.gres, job.cores) for job in jobs} == {("FAILED", "gres:gpu:1", 2)}, ended.stderr
+    logs = [path.read_text() for path in tmp_path.glob("results/runs/log/train*.log")]
+    assert len(logs) == len(jobs)
+    assert all(len(log.splitlines()) == 1 and "--device cuda" in log for log in logs), logs
+
+
 def training(home: Path) -> psutil.Process | None:
     """Return a process that trains for this home, if there is one."""
     for process in psutil.process_iter():
@@ -103,15 +124,21 @@ def training(home: Path) -> psutil.Process | None:
 
 def attempts(number: str, environment: dict[str, str]) -> list[Submitted]:
     """Return all jobs of the rule of one job, in the order of their submission."""
-    command = ["squeue", "--noheader", "--states=all", "--sort=i", "--format=%i %k %T %l %m"]
-    lines = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
-    jobs = []
-    for line in lines:
-        number_, comment, state, limit, memory = line.split()
-        minutes = sum(int(part) * factor for part, factor in zip(reversed(limit.split(":")), (0, 1, 60), strict=False))
-        jobs.append(Submitted(number_, comment.removeprefix("rule_"), state, minutes, int(memory.removesuffix("M"))))
+    jobs = submitted(environment)
     rule = next(job.rule for job in jobs if job.number == number)
     return [job for job in jobs if job.rule == rule]
+
+
+def submitted(environment: dict[str, str]) -> list[Submitted]:
+    """Return all jobs that the cluster knows, in the order of their submission."""
+    command = ["squeue", "--noheader", "--states=all", "--sort=i", "--format=%i %k %T %l %m %c %b"]
+    lines = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    jobs = []
+    for number, comment, state, limit, memory, cores, gres in map(str.split, lines):
+        minutes = sum(int(part) * factor for part, factor in zip(reversed(limit.split(":")), (0, 1, 60), strict=False))
+        rule, mib = comment.removeprefix("rule_"), int(memory.removesuffix("M"))
+        jobs.append(Submitted(number, rule, state, minutes, mib, int(cores), gres))
+    return jobs
 
 
 def until(found: Callable[[], T | None], seconds: float = SECONDS / 2) -> T:
