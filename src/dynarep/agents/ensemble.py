@@ -240,9 +240,10 @@ class Ensemble:
             `var_loss` (log-variance), `weight_decay`, their sum `total_loss`; and `grad_norm` of that sum by the
             networks' parameters. Learned bounds add `bounds_loss` to it.
         """
-        out, y, slopes = self._fused_slopes(batch)
         torch.mul(self.net.flat, self._decay, out=self.net.flat.grad)  # the decay's gradient; the rest is added
-        terms = self._terms(out, y) if report else {}
+        decay = {"weight_decay": self._weight_decay()} if report else {}
+        out, y, slopes = self._fused_slopes(batch)
+        terms = self._terms(out, y) | decay if report else {}
         for branch, own in zip(self.net.branches, slopes, strict=True):
             self.net.add(own, branch)
         self._elites_in_net = None
@@ -261,14 +262,17 @@ class Ensemble:
         parts = zip(self._parted(self.head.slope(out, y)), passes, strict=True)
         return out, y, [self.net.slopes(slope, tape)[0] for slope, (_, tape) in parts]
 
-    def _terms(self, out: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Return the terms of the loss, bounds aside; the gradient holds that of the decay, and nothing else yet."""
+    def _weight_decay(self) -> Tensor:
+        """Return the decay's term of the loss, (S,); the gradient holds the decay's, and nothing else yet."""
         weights, grad = self.net.flat, self.net.flat.grad
         assert grad is not None
         pairs = zip(weights.chunk(len(self.seeds)), grad.chunk(len(self.seeds)), strict=True)
-        decay = 0.5 * torch.stack([torch.dot(w.flatten(), g.flatten()) for w, g in pairs])
+        return 0.5 * torch.stack([torch.dot(w.flatten(), g.flatten()) for w, g in pairs])
+
+    def _terms(self, out: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the loss, decay and bounds aside."""
         mse, log_variance = self.head.terms(out, y)
-        return {"mse_loss": mse, "var_loss": log_variance, "weight_decay": decay}
+        return {"mse_loss": mse, "var_loss": log_variance}
 
     @torch.no_grad()
     def score(self, data: Batch, counts: Tensor | None = None) -> Tensor:

@@ -76,12 +76,12 @@ class GaussianHead:
         error = out[..., : self.outputs] - y
         weighted = error * precision
         slope = torch.empty_like(out)
-        torch.mul(weighted, 2.0 / count, out=slope[..., : self.outputs])
+        _product_into(slope[..., : self.outputs], weighted, 2.0 / count)
         by_variance = torch.addcmul(precision, precision, weighted.mul_(error), value=-1.0)
         if self._learned is not None:
             self._learned.learn(by_variance if self._weights is None else by_variance * self._weights, gate, count)
         chain = torch.addcmul(gate, gate, gate, value=-1.0).mul_(exp_high / count)
-        torch.mul(by_variance, chain, out=slope[..., self.outputs :])
+        _product_into(slope[..., self.outputs :], by_variance, chain)
         return slope if self._weights is None else slope.mul_(self._weights.repeat(2))
 
     def _sum(self, terms: Tensor) -> Tensor:
@@ -99,6 +99,14 @@ class GaussianHead:
         """Restore `state()`."""
         if self._learned is not None:
             self._learned.load(state)
+
+
+def _product_into(part: Tensor, a: Tensor, b: Tensor | float) -> None:
+    """Write a b into a part of a tensor, in one pass; PyTorch's compiler takes no parts as `out`, and needs none."""
+    if torch.compiler.is_compiling():
+        part.copy_(a * b)
+    else:
+        torch.mul(a, b, out=part)
 
 
 class _Bounds:
