@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dynarep import cli, mkl, process, run
-from test_run import job, loop, metrics
+from test_run import job, metrics
 
 AMD = any("AuthenticAMD" in line for line in Path("/proc/cpuinfo").read_text().splitlines())
 BUILT = pytest.mark.skipif(mkl.library() is None, reason="no C compiler was there at set-up")
@@ -92,11 +92,13 @@ def test_the_tier_chooses_and_the_command_line_overrides_it(new_home, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cxx", "says"), [("/nowhere/g++", "none was found"), ("false", "does not work here")])
+@pytest.mark.parametrize(("cxx", "says"), [("nowhere", "none was found"), ("broken", "does not work here")])
 def test_without_a_compiler_that_works_a_compiled_job_is_one_message_and_leaves_nothing(tmp_path, cxx, says):
-    results = tmp_path / "runs"
+    results, compiler = tmp_path / "runs", tmp_path / "broken"
+    compiler.write_text("#!/bin/sh\ntest $1 = --version && echo 'g++ 13'")  # and fails for all else
+    compiler.chmod(0o755)
     command = [sys.executable, "-m", "dynarep", "train", "--job", "C/small/mbpo/walker-walk/0", "--tier", "smoke"]
-    env = os.environ | {"CXX": cxx, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    env = os.environ | {"CXX": str(tmp_path / cxx), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run(
         [*command, "--compiled", "--results", str(results)], env=env, capture_output=True, text=True, check=False
     )
@@ -111,7 +113,7 @@ def test_without_a_compiler_that_works_a_compiled_job_is_one_message_and_leaves_
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 def test_a_compiled_run_says_so_and_gives_the_same_bytes_in_another_process_and_when_stopped(tmp_path, monkeypatch):
     """Its identity is the eager run's; numbers differ at most in rounding, which may be nothing in a short run."""
-    this = replace(loop("sac"), compiled=True)
+    this = replace(job("C", "mbpo"), compiled=True)
     run.train(this, tmp_path / "whole")
     manifest = json.loads((tmp_path / "whole" / this.folders()[0] / "manifest.json").read_text())
     assert manifest["machine"]["compiled"] is True
@@ -119,15 +121,14 @@ def test_a_compiled_run_says_so_and_gives_the_same_bytes_in_another_process_and_
 
     def stop(done: int, total: int, now: dict[str, float]) -> None:
         calls.append(done)
-        if len(calls) == 2:
-            os.kill(os.getpid(), 15)
+        os.kill(os.getpid(), 15)
 
     with pytest.raises(run.StoppedError):
         run.train(this, tmp_path / "stopped", stop)
     script = (
         "from dataclasses import replace; from pathlib import Path\n"
-        "from dynarep import run; from test_run import loop\n"
-        f"run.train(replace(loop('sac'), compiled=True), Path({str(tmp_path / 'stopped')!r}))"
+        "from dynarep import run; from test_run import job\n"
+        f"run.train(replace(job('C', 'mbpo'), compiled=True), Path({str(tmp_path / 'stopped')!r}))"
     )
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
