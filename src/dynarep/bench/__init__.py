@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dynarep import aggregates, mkl, process
+from dynarep import aggregates, process
 from dynarep.bench.kernels import Kernel, eager_mad_td, ensemble, gemm, mad_td, rollouts, sac
 from dynarep.bench.ratios import Report, compared
 
@@ -105,7 +105,7 @@ def run(rounds: int = 9, compiled: bool = False, report: Report | None = None) -
         compared(f"{one.name}: one of ten packed, against it alone", of[ten.name] / 10, of[one.name], TEN_SEEDS),
     ]
     return {
-        "machine": {"mkl": mkl.path(), "compiled": compiled},
+        "machine": process.describe(),
         "gemm_gflops": float(np.median(rates[:, 0])),
         "rows": [asdict(row) for row in rows],
         "ratios": [asdict(row) for row in ratios],
