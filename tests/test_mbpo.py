@@ -388,7 +388,7 @@ def test_probes_are_learned_in_value_and_action_from_a_models_data(target, norma
         range(len(every)), "", probes.OBS, probes.ACTION, target=target, normalise_targets=normalise, **settings
     )
     replay, rows = probes.replay(every), probes.transitions(every, 256, seed=1)
-    for step in range(15):
+    for step in range(25):
         agent.learn(replay, step)
     values, actions = agent.q(rows["obs"], rows["action"]), agent.act(rows["obs"])
     for i, probe in enumerate(every):
