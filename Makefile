@@ -1,6 +1,9 @@
 TIER ?= ci
 # runs: make them; reference: show the committed ones
 FROM ?= runs
+# e.g. madtd: its figures alone, one paper of a large tier at a time; a target of the Snakefile
+PAPER ?=
+ONLY = $(if $(PAPER),--paper $(PAPER))
 SHOWN = $(if $(filter reference,$(FROM)),--from reference)
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -8,9 +11,10 @@ BIN := .venv/bin
 .PHONY: reproduce test test-slow test-browser test-slurm audit plan report bench bench-peers clean
 
 reproduce: .venv/ready ## set up, run the tier, print claims and where everything is
-	@$(if $(SHOWN),true,$(BIN)/dynarep plan --tier $(TIER))
-	@$(BIN)/snakemake --profile experiments/profiles/default --config tier=$(TIER) from=$(FROM)
-	@$(BIN)/dynarep claims --tier $(TIER) $(SHOWN) || true # a verdict is a result, not a failure; .ci/run asks for the exit code
+	@$(if $(SHOWN),true,$(BIN)/dynarep plan --tier $(TIER) $(ONLY)) & \
+	$(BIN)/snakemake --profile experiments/profiles/default $(PAPER) --config tier=$(TIER) from=$(FROM); \
+	made=$$?; wait; exit $$made
+	@$(BIN)/dynarep claims --tier $(TIER) $(SHOWN) $(or $(ONLY),--kept) || true # a verdict is a result, not a failure; .ci/run asks for the exit code
 
 test: .venv/ready ## the tests, a few minutes
 	$(BIN)/pytest -n 2 --dist worksteal

@@ -157,6 +157,7 @@ rule claims:
     priority: 1  # before the figures, so that nobody waits for it in the end
     params:
         code=dag.code("claims"),
+        made=" ".join(dag.made_by(JOBS).values()),  # a verdict says whether its runs are of this code
         source=SHOWN,
     shell:
         "python -m dynarep claims --tier {TIER} {params.source} --out {output} >{log} 2>&1"

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -702,3 +703,20 @@ def test_two_settings_of_one_task_can_be_claimed_to_be_equal(new_home, gap, verd
     v = claims.judge(experiment, experiment.spec.judged()[0], "ci", new_home / "runs")
     assert (v.verdict, v.n) == (verdict, 4), v.reason
     assert len({job.config.identity() for job in experiment.judging_jobs(experiment.spec.judged()[0], "ci")}) == 2
+
+
+def test_verdicts_are_read_as_they_were_written(tmp_path):
+    """With infinite bounds, which JSON does not know; what is no list of verdicts is judged again."""
+    path = tmp_path / "smoke.json"
+    assert claims.read(path) is None
+    words = dict.fromkeys(("paper", "experiment", "tier", "verdict", "role", "says", "unit", "direction"), "")
+    words |= dict.fromkeys(("why", "reason", "published", "source"), "")
+    numbers = {"estimate": 1.0, "low": -math.inf, "high": math.inf, "bootstrap": None, "p": None, "p_holm": None}
+    counts = {"n": 1, "planned": 2, "no_effect": 0.0, "smallest": None}
+    measured = claims.Verdict(claim="R1", gated=True, **words, **numbers, **counts)
+    untested = replace(measured, claim="R2", estimate=None, low=None, high=None)
+    path.write_text(json.dumps([verdict.data() for verdict in (measured, untested)]))
+    assert claims.read(path) == [measured, untested]
+    for broken in ("[{}]", "{", "[1]"):
+        path.write_text(broken)
+        assert claims.read(path) is None

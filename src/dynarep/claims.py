@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from dynarep import arms, fingerprint, pairing, published, registration, stats
+from dynarep import arms, fingerprint, pairing, published, registration, stats, untrusted
 from dynarep.arms import Arm
 from dynarep.experiment import Experiment, Job
 from dynarep.files import checkout
@@ -428,3 +428,20 @@ def judge_all(experiments: Sequence[Experiment], tier: str, results: Path) -> li
 def failures(verdicts: Sequence[Verdict]) -> list[str]:
     """Return the gated claims that are not supported."""
     return [v.claim for v in verdicts if v.gated and v.verdict != "supported"]
+
+
+def read(path: Path) -> list[Verdict] | None:
+    """Return verdicts that `dynarep claims --out` has written; None if they are not there, or not to be understood."""
+    try:
+        rows = untrusted.parse_json(untrusted.read_bytes(path, untrusted.METRICS_BYTES))
+        return [_unbounded(Verdict(**row)) for row in rows]
+    except (OSError, TypeError, untrusted.UntrustedError):
+        return None
+
+
+def _unbounded(verdict: Verdict) -> Verdict:
+    """Give an interval back its infinite ends, which JSON does not know."""
+    if verdict.estimate is None:
+        return verdict
+    low = -math.inf if verdict.low is None else verdict.low
+    return replace(verdict, low=low, high=math.inf if verdict.high is None else verdict.high)

@@ -61,6 +61,7 @@ def claims(
     json: JsonArg = False,
     markdown: Annotated[bool, arg(help="print the README's table")] = False,
     source: FromArg = "runs",
+    kept: Annotated[bool, arg(help="print what `make reproduce` has just judged")] = False,
     explain: Annotated[str | None, arg(metavar="CLAIM", help="all about one: rule, runs, numbers, verdict")] = None,
     calibrate: Annotated[bool, arg(help="simulate the gated claims: how often is a verdict wrong?")] = False,
     write: Annotated[bool, arg(help=f"with --calibrate: keep the outcome in experiments/{CALIBRATION}")] = False,
@@ -69,6 +70,8 @@ def claims(
     tier_file(tier)
     everything = load_all()
     folder = results_folder(results, source)
+    if kept and (out is not None or explain is not None or calibrate):
+        raise UserError("--kept: goes without --out, --explain and --calibrate, which judge.")
     if calibrate:
         _calibrate(everything, tier, folder, json, write)
         return
@@ -82,7 +85,8 @@ def claims(
     from dynarep import records
 
     # All claims are judged, whatever is shown: the correction for multiplicity must not depend on a filter.
-    verdicts = [v for v in judging.judge_all(everything, tier, folder) if v.claim in keep]
+    known = judging.read(results_folder(results) / "claims" / f"{tier}.json") if kept else None
+    verdicts = [v for v in known or judging.judge_all(everything, tier, folder) if v.claim in keep]
     data = [v.data() for v in verdicts]
     if out is not None:
         records.atomic_write(out, (jsonlib.dumps(data, indent=1) + "\n").encode())
