@@ -146,3 +146,34 @@ def _runs(pid: int) -> bool:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.slow
+def test_a_run_whose_simulating_process_is_killed_says_so_and_is_finished_by_the_next_command(tmp_path):
+    """From the command line, to the bytes of a run that was left alone in one process; nobody stays behind."""
+
+    def train(folder, *options):
+        job = ["--job", "R10/tiny/policy_only/hopper-stand/0-1", "--tier", "smoke", "--results", str(tmp_path / folder)]
+        command = [sys.executable, "-m", "dynarep", "train", *job, *options]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+    killed = train("cut", "--env-workers", "2")
+    children: list[int] = []
+    while len(children) < 2 and killed.poll() is None:
+        with open(f"/proc/{killed.pid}/task/{killed.pid}/children") as file:
+            children = [int(pid) for pid in file.read().split()]
+        time.sleep(0.02)
+    os.kill(children[0], signal.SIGKILL)
+    said = killed.communicate(timeout=100)[1]
+    assert killed.returncode == 2
+    assert "ended by signal 9 (Killed)" in said
+    assert "Traceback" not in said
+    assert not any(_runs(pid) for pid in children)
+    assert not list((tmp_path / "cut").rglob("metrics.csv"))
+    for folder, options in (("cut", ["--env-workers", "1"]), ("whole", [])):
+        process = train(folder, *options)
+        process.communicate(timeout=100)
+        assert process.returncode == 0
+    tables = [sorted((tmp_path / folder).rglob("metrics.csv")) for folder in ("cut", "whole")]
+    assert len(tables[0]) == 2
+    assert [path.read_bytes() for path in tables[0]] == [path.read_bytes() for path in tables[1]]
