@@ -16,7 +16,7 @@ def bench(
     rounds: Annotated[int, arg(help="bursts of each kernel; medians are over them")] = 9,
     peers: Annotated[bool, arg(help="also other people's SAC, of requirements-bench.txt")] = False,
     processes: Annotated[bool, arg(help="also two processes of one thread against one of two")] = False,
-    compiled: Annotated[bool, arg(help="compile our updates first")] = False,
+    compiled: Annotated[bool, arg(help="compile our updates first, which takes minutes")] = False,
     json: JsonArg = False,
 ) -> None:
     """Time the updates beside the machine's matrix-multiply rate, on one thread, about a minute."""
