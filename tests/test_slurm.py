@@ -23,8 +23,9 @@ CLUSTER = CHECKOUT / "tests" / "slurm_cluster.sh"
 TARGET = "madtd_R1"
 SECONDS = 420.0  # for all of it, on a machine that does other things too
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "-s", str(CHECKOUT / "Snakefile")]
-SNAKEMAKE += ["--profile", str(CHECKOUT / "experiments/profiles/slurm"), "--config", "tier=smoke"]
+SNAKEMAKE += ["--profile", str(CHECKOUT / "experiments/profiles/slurm"), TARGET]
 SNAKEMAKE += ["--slurm-init-seconds-before-status-checks", "2", "--seconds-between-status-checks", "2"]
+SNAKEMAKE += ["--config", "tier=smoke"]
 T = TypeVar("T")
 
 
@@ -56,7 +57,7 @@ class Submitted(NamedTuple):
 def test_a_figure_is_made_on_a_cluster_and_a_killed_job_is_tried_again_with_more(cluster, tmp_path):
     (tmp_path / "experiments").symlink_to(CHECKOUT / "experiments")
     main = subprocess.Popen(
-        [*SNAKEMAKE, TARGET], cwd=tmp_path, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        SNAKEMAKE, cwd=tmp_path, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
         trainer = until(lambda: training(tmp_path))
@@ -98,7 +99,7 @@ def test_jobs_ask_for_a_gpu_and_say_so_where_there_is_none(cluster, tmp_path):
     """The cluster's GPU is a name: how a job is placed can be seen, and how it fails."""
     (tmp_path / "experiments").symlink_to(CHECKOUT / "experiments")
     before = len(submitted(cluster))
-    command = [*SNAKEMAKE, "device=cuda", "workers=1", "--retries", "0", "--", TARGET]
+    command = [*SNAKEMAKE, "device=cuda", "workers=1", "--retries", "0"]
     ended = subprocess.run(
         command, cwd=tmp_path, env=cluster, capture_output=True, text=True, check=False, timeout=SECONDS
     )
