@@ -108,14 +108,20 @@ class Device(TorchDispatchMode):
 @contextmanager
 def pretend() -> Iterator[Device]:
     """Let this process compute on the device within the context."""
-    before, lifted = process._state["device"], torch._C._only_lift_cpu_tensors()
+    before, lifted, quantile = process._state["device"], torch._C._only_lift_cpu_tensors(), torch.quantile
+
+    def whole(values, *args, **kwargs):  # its parts change shapes in place, which a tensor like ours cannot follow
+        return (
+            Far(quantile(values.own, *args, **kwargs)) if isinstance(values, Far) else quantile(values, *args, **kwargs)
+        )
+
     torch._C._set_only_lift_cpu_tensors(True)  # let the mode see how lists become tensors on a device
-    process._state["device"] = NAME
+    process._state["device"], torch.quantile = NAME, whole
     try:
         with Device() as device:
             yield device
     finally:
-        process._state["device"] = before
+        process._state["device"], torch.quantile = before, quantile
         torch._C._set_only_lift_cpu_tensors(lifted)
 
 
