@@ -78,10 +78,10 @@ def describe() -> dict[str, str | int | bool]:
 
 
 def fused(function: F) -> F:
-    """Return a function that updates tensors in place, compiled for fixed shapes if this process compiles."""
+    """Return a function, compiled as one piece and for fixed shapes if this process compiles."""
     if not _state["compiled"]:
         return function
-    return cast(F, torch.compile(function, dynamic=False))
+    return cast(F, torch.compile(function, dynamic=False, fullgraph=True))
 
 
 def _prepare_to_compile() -> None:

@@ -89,7 +89,5 @@ def plan(
         )  # fmt: skip
     screen = console()
     screen.print(table)
-    screen.print(
-        "Peak: the largest job's memory. GPU-hours: by an assumed rate, not measured. ", style="dim", end=""
-    )
+    screen.print("Peak: the largest job's memory. GPU-hours: by an assumed rate, not measured. ", style="dim", end="")
     screen.print(f"Costs are estimates. {planning.rates()['source'].strip()}", style="dim")
