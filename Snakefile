@@ -51,7 +51,9 @@ rule all:
     default_target: True
     input:
         f"results/runs/report/{TIER}.html",
-        run_files(JOBS),  # asked for by name, because a deleted run is not missed where its figure exists
+        f"results/runs/claims/{TIER}.json",
+        FIGURES,
+        run_files(JOBS),  # all asked for by name: what is deleted is not missed where all that is made of it exists
 
 
 # One rule per process: how many files it has differs. Checkpoints lie beside the outputs, undeclared, because Snakemake
@@ -135,7 +137,7 @@ for together in dag.drawings(EXPERIMENTS, TIER):
             f"results/runs/log/figure_{TIER}_{together[0].key}.log",
         params:
             what=" ".join(e.key for e in together),
-            code=dag.code("figures"),
+            code=dag.code("figures", together),
             source=SHOWN,
         shell:
             "python -m dynarep figure --experiment {params.what} --tier {TIER} {params.source} >{log} 2>&1"

@@ -165,15 +165,21 @@ def made_by(jobs: Iterable[Job]) -> dict[str, str]:
     return {"code": " ".join(fingerprint.of_parts(c.agent, c.protocol) for c in parts.values()), "lock": lock}
 
 
-def shown_code(step: str) -> list[str]:
-    """Return the modules behind figures, claims or report; of what shows them, those that hold the defaults too."""
+def shown_code(step: str, agents: bool = False) -> list[str]:
+    """Return the modules behind figures, claims or report; of what shows them, those that hold the defaults too.
+
+    The algorithms are behind one table alone, that of an architecture: with `agents`.
+    """
     defaults = [part.__module__ for kind in (AgentConfig, ProtocolConfig) for part in registry(kind).values()]
-    return fingerprint.modules(f"dynarep.{step}", *(defaults if step != "claims" else ()))
+    entries = [f"dynarep.{step}", *(defaults if step != "claims" else ())]
+    return fingerprint.modules(*entries, without="" if agents else "dynarep.agents")
 
 
-def code(step: str) -> str:
-    """Return the fingerprint of the code behind figures, claims or report, templates included."""
-    digest = hashlib.sha256(fingerprint.of_modules(shown_code(step)).encode())
+def code(step: str, experiments: Iterable[Experiment] = ()) -> str:
+    """Return the fingerprint of the code behind some figures, the claims or the report, templates included."""
+    tables = [e.spec.table for e in experiments if e.spec.table is not None]
+    agents = any(table.kind == "architecture" for table in tables)
+    digest = hashlib.sha256(fingerprint.of_modules(shown_code(step, agents)).encode())
     for template in sorted((Path(__file__).parent / step).glob("*.[!p]*")):
         if template.is_file():
             digest.update(template.read_bytes())

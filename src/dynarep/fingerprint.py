@@ -50,13 +50,17 @@ def _tree(module: str) -> tuple[str, frozenset[str]]:
     return ast.dump(tree), frozenset(ours)
 
 
-def modules(*entries: str) -> list[str]:
-    """Return the modules of this package that `entries` import, transitively, themselves included, sorted."""
+def modules(*entries: str, without: str = "") -> list[str]:
+    """Return the modules of this package that `entries` import, transitively, themselves included, sorted.
+
+    Args:
+        without: a part of this package that is left out, with what it alone imports.
+    """
     found: set[str] = set()
     todo = list(entries)
     while todo:
         module = todo.pop()
-        if module not in found:
+        if module not in found and not (without and f"{module}.".startswith(f"{without}.")):
             found.add(module)
             todo += _tree(module)[1]
     return sorted(found - {PACKAGE})
