@@ -1,13 +1,17 @@
 """What the Snakefile asks for: every run once, under readable rules, remade when what decides it changes."""
 
+import inspect
+import re
 import shlex
+import types
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from snakemake.scheduling import job_scheduler
 
 import synthetic
-from dynarep import cli, dag, fingerprint, run
+from dynarep import cli, dag, fingerprint, run, scheduler
 from dynarep.experiment import distinct, find, load_all
 from dynarep.schema import TIERS
 
@@ -119,3 +123,32 @@ def test_a_table_of_hyperparameters_is_in_the_dag_of_every_tier(new_home):
         (table,) = (experiment for experiment in experiments if experiment.spec.id == "Y1")
         assert dag.figure_files(table, tier)
         assert not [job for job in jobs if job.experiment == "Y1"]
+
+
+def test_common_rules_make_the_same_files_as_a_rule_for_each_job():
+    """Of the largest tier: no file without its rule, none with two, each trained by its own command."""
+    bundles = dag.bundles(dag.load("paper")[1])
+    rest, families = dag.families(bundles)
+    assert len(rest) + len(families) < len(bundles) / 2
+    assert dag.families(bundles[:9]) == (bundles[:9], [])
+    made = {}
+    for family in families:
+        assert len({tuple(dag.made_by([job]).values()) for job in family.jobs.values()}) == 1
+        for run_name, job in family.jobs.items():
+            assert re.fullmatch(family.constraint(), run_name)
+            assert not re.fullmatch(family.constraint(), f"{run_name}0")
+            files = [file.replace("{run}", run_name) for file in family.outputs()]
+            assert files == dag.run_files([job])
+            made |= dict.fromkeys(files, family.name)
+    wanted = {file for bundle in bundles for file in dag.run_files(bundle.jobs)}
+    assert set(made) | {file for bundle in rest for file in dag.run_files(bundle.jobs)} == wanted
+    assert len({family.name for family in families}) == len(families)
+    assert not set(made) & {file for bundle in rest for file in dag.run_files(bundle.jobs)}
+
+
+def test_nobody_looks_for_jobs_while_jobs_run():
+    """Snakemake's own name for it; were it called otherwise, the ci tier would take three minutes longer."""
+    limited = types.SimpleNamespace(job_rate_limiter=object())
+    scheduler.without_rounds(limited)
+    assert limited.job_rate_limiter is None
+    assert "self.job_rate_limiter is not None" in inspect.getsource(job_scheduler.JobScheduler)
