@@ -46,6 +46,8 @@ STYLE = {
     "savefig.dpi": 150,
 }
 
+PLACES = 9  # decimals, of a figure's width and height
+
 
 def style(salt: str) -> Any:
     """Return the context in which figures are made: the same `salt`, the same identifiers in an SVG."""
@@ -115,6 +117,8 @@ def figure(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
     image.draw_without_rendering()
     image.set_layout_engine("none")  # the layout that was just made holds for all formats
     for ax in image.axes:
+        # Its solver adds in the order of memory addresses: last bits differ, and what an SVG names after them.
+        ax.set_position(np.round(ax.get_position(original=True).bounds, PLACES))
         if hasattr(ax, "numbers"):
             scatter.number(ax)
     plt.close(image)  # pyplot forgets it; it can still be rendered
