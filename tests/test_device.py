@@ -12,7 +12,7 @@ import test_model_fit
 import test_online
 import test_online_mad_td
 import test_policy_evaluation
-from dynarep import nets, placement, process
+from dynarep import optimisers, placement, process
 from dynarep.agents.mad_td import MadTD
 from dynarep.agents.mbpo import MBPO
 from dynarep.agents.sac import SAC
@@ -183,14 +183,14 @@ def test_the_pretended_device_notices_who_waits():
 
 
 def test_a_tensor_left_on_the_host_is_found(monkeypatch):
-    made = nets.Scalar.__init__
+    made = optimisers.Scalar.__init__
 
     def stray(self, value, seeds):
         made(self, value, seeds)
-        self.flat = torch.full((seeds, nets.PAD), value)
-        self.flat.grad = torch.zeros(seeds, nets.PAD)
+        self.flat = torch.full((seeds, optimisers.PAD), value)
+        self.flat.grad = torch.zeros(seeds, optimisers.PAD)
 
-    monkeypatch.setattr(nets.Scalar, "__init__", stray)
+    monkeypatch.setattr(optimisers.Scalar, "__init__", stray)
     with pytest.raises(AssertionError, match="mixes"):
         learning(lambda: SAC(SACConfig(**SMALL, updates_per_step=1), 5, 2, [0, 1]))
 

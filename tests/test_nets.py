@@ -10,7 +10,8 @@ from dynarep.agents.mad_td import MadTD
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.histogram import HLGauss
 from dynarep.initialisers import uniform_fan_in
-from dynarep.nets import Adam, Net, Spec
+from dynarep.nets import Net, Spec
+from dynarep.optimisers import Adam
 from dynarep.streams import stream
 
 

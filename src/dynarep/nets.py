@@ -31,7 +31,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import increment_version
 
 from dynarep import process
 from dynarep.activations import ACTIVE, Activation, mish
@@ -52,12 +51,26 @@ class Spec:
 
     sizes: input, hidden..., output widths. layer_norm: LayerNorm epsilon after every hidden layer, None for no norm.
     norm_output: LayerNorm after the last layer too. activation: after every hidden layer (after its norm).
+    trunk: only the first hidden layer has the norm, and tanh after it in place of the activation, as DrQ-v2's.
+    residual: hidden layers after the first come in pairs, x + norm(W norm-and-activation(W x)), as BRO's.
+    output_bias: whether the last layer has one.
     """
 
     sizes: tuple[int, ...]
     activation: Activation
     layer_norm: float | None = None
     norm_output: bool = False
+    trunk: bool = False
+    residual: bool = False
+    output_bias: bool = True
+
+    def opens(self, layer: int) -> bool:
+        """Return whether a layer's input is added to the output of the layer after it."""
+        return self.residual and layer % 2 == 1 and layer < len(self.sizes) - 2
+
+    def closes(self, layer: int) -> bool:
+        """Return whether a layer's output is added to the input of the one before it, in place of an activation."""
+        return self.residual and layer > 0 and self.opens(layer - 1)
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Return parameter name -> shape, kernels as (in, out)."""
@@ -65,8 +78,9 @@ class Spec:
         last = len(self.sizes) - 2
         for i, (fan_in, fan_out) in enumerate(zip(self.sizes[:-1], self.sizes[1:], strict=True)):
             shapes[f"{i}.kernel"] = (fan_in, fan_out)
-            shapes[f"{i}.bias"] = (fan_out,)
-            if self.layer_norm is not None and (i < last or self.norm_output):
+            if i < last or self.output_bias:
+                shapes[f"{i}.bias"] = (fan_out,)
+            if self.layer_norm is not None and (i == 0 if self.trunk else i < last or self.norm_output):
                 shapes[f"{i}.scale"] = (fan_out,)
                 shapes[f"{i}.shift"] = (fan_out,)
         return shapes
@@ -80,7 +94,7 @@ class _Layer(NamedTuple):
     """Views of one layer's parameters, or of their gradients: kernel (S E, in, out), the rest (S E, 1, out)."""
 
     kernel: Tensor
-    bias: Tensor
+    bias: Tensor | None
     affine: tuple[Tensor, Tensor] | None  # scale and shift after a norm
 
 
@@ -98,6 +112,7 @@ class Tape(NamedTuple):
     branch: str
     layers: list[_Kept]
     version: int
+    dropped: Tensor | None = None
 
     def last(self, rows: int) -> Tape:
         """Return that of the last `rows` rows of every seed alone, of a network without LayerNorm."""
@@ -109,16 +124,16 @@ class _Pass(torch.autograd.Function):
     """`Net.forward` as one node of the graph. The gradients of the parameters go straight where Adam finds them."""
 
     @staticmethod
-    def forward(ctx: Any, net: Net, branch: str, lead: Tensor, *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, net: Net, branch: str, dropped: Tensor | None, lead: Tensor, *parts: Tensor) -> Tensor:
         """`lead` is a parameter; it requires a gradient if the parameters are to learn, so that autograd comes back."""
-        out, ctx.tape = net.forward(parts, branch)
+        out, ctx.tape = net.forward(parts, branch, dropped=dropped)
         ctx.net, ctx.shapes = net, [part.shape for part in parts]
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        net, (_, _, learn, *needed) = ctx.net, ctx.needs_input_grad
+        net, (_, _, _, learn, *needed) = ctx.net, ctx.needs_input_grad
         ends = list(accumulate(shape[-1] for shape in ctx.shapes))
         starts = [0, *ends[:-1]]
         wanted = [i for i, need in enumerate(needed) if need]
@@ -129,7 +144,7 @@ class _Pass(torch.autograd.Function):
             first = starts[wanted[0]]
             own = grad[..., starts[i] - first : ends[i] - first]
             found[i] = own.sum(1) if own.dim() > len(ctx.shapes[i]) else own
-        return None, None, None, *found
+        return None, None, None, None, *found
 
 
 def _version(parameters: Tensor) -> int:
@@ -137,8 +152,10 @@ def _version(parameters: Tensor) -> int:
     return 0 if torch.compiler.is_compiling() else parameters._version
 
 
-def _linear(h: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+def _linear(h: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     """Return h kernel + bias; a matrix product of width 1 would not be block-invariant."""
+    if bias is None:
+        return torch.bmm(h, kernel)
     if kernel.shape[-1] == 1:
         return (h * kernel.mT).sum(-1, keepdim=True) + bias
     return torch.baddbmm(bias, h, kernel)
@@ -210,7 +227,9 @@ class Net:
             for branch, spec in self.branches.items()
         }
 
-    def __call__(self, x: Tensor | Sequence[Tensor], branch: str = "", frozen: bool = False) -> Tensor:
+    def __call__(
+        self, x: Tensor | Sequence[Tensor], branch: str = "", frozen: bool = False, dropped: Tensor | None = None
+    ) -> Tensor:
         """Apply one branch.
 
         Args:
@@ -218,6 +237,7 @@ class Net:
                 tensors, whose last axes together make `in`.
             branch: which branch.
             frozen: let gradients flow to the input, not to the parameters.
+            dropped: factors (S, E, B, width), or (S, B, width) for one member, on the first layer's linear output.
 
         Returns:
             (S, B, out) for one member, (S, E, B, out) for more.
@@ -227,10 +247,11 @@ class Net:
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (lead, *parts))
         activation = self.branches[branch].activation
         if differentiated and activation is mish:
-            return _Pass.apply(self, branch, lead, *parts)  # type: ignore[no-untyped-call, no-any-return]
+            return _Pass.apply(self, branch, dropped, lead, *parts)  # type: ignore[no-untyped-call, no-any-return]
         if differentiated or activation not in ACTIVE:
+            assert dropped is None, "dropout is for networks of Mish"
             return self._by_seed(self._plain(self._rows(parts), branch, frozen))
-        return self.forward(parts, branch, keep=False)[0]
+        return self.forward(parts, branch, keep=False, dropped=dropped)[0]
 
     def _by_seed(self, h: Tensor) -> Tensor:
         return h if self.members == 1 else torch.unflatten(h, 0, (self.seeds, self.members))
@@ -247,43 +268,55 @@ class Net:
         for i in range(len(self.branches[branch].sizes) - 1):
             kernel, bias, scale, shift = (views.get(f"{branch}/{i}.{kind}") for kind in KINDS)
             assert kernel is not None
-            assert bias is not None
             affine = None if scale is None or shift is None else (scale.unsqueeze(1), shift.unsqueeze(1))
-            layers.append(_Layer(kernel, bias.unsqueeze(1), affine))
+            layers.append(_Layer(kernel, None if bias is None else bias.unsqueeze(1), affine))
         return layers
 
     def _plain(self, h: Tensor, branch: str, frozen: bool) -> Tensor:
         """Rows (S E, B, in) -> (S E, B, out), differentiated by autograd."""
         spec = self.branches[branch]
         layers = self._layers[branch] if frozen else self._layers_of(self._views, branch)
+        skip = h
         for i, (kernel, bias, affine) in enumerate(layers):
             h = _linear(h, kernel, bias)
             if affine is not None:
                 h = F.layer_norm(h, h.shape[-1:], eps=spec.layer_norm or 0.0)
                 h = torch.addcmul(affine[1], h, affine[0])
-            if i < len(layers) - 1:
-                h = spec.activation(h)
+            if spec.closes(i):
+                h = h + skip
+            elif i < len(layers) - 1:
+                h = torch.tanh(h) if spec.trunk and i == 0 else spec.activation(h)
+            if not spec.opens(i):
+                skip = h
         return h
 
-    def forward(self, parts: Sequence[Tensor], branch: str = "", keep: bool = True) -> tuple[Tensor, Tape]:
+    def forward(
+        self, parts: Sequence[Tensor], branch: str = "", keep: bool = True, dropped: Tensor | None = None
+    ) -> tuple[Tensor, Tape]:
         """Apply one branch as a call does, outside of autograd; returns the output and, if kept, what `backward` needs.
 
         For networks whose activation is written out alone (`activations.ACTIVE`).
         """
         spec, kept = self.branches[branch], []
         layers, activate = self._layers[branch], ACTIVE[spec.activation].forward
-        h = self._rows(parts)
+        h = skip = self._rows(parts)
         for i, (kernel, bias, affine) in enumerate(layers):
             below, norm, active = h, None, None
             h = _linear(h, kernel, bias)
+            if i == 0 and dropped is not None:
+                h = h.mul_(dropped.reshape(h.shape))
             if affine is not None:
                 norm = (h, *torch.native_layer_norm(h, h.shape[-1:], None, None, spec.layer_norm or 0.0))
                 h = torch.addcmul(affine[1], norm[1], affine[0], out=None if keep else norm[1])
-            if i < len(layers) - 1:
+            if spec.closes(i):
+                h = h.add_(skip)
+            elif i < len(layers) - 1:
                 h, active = activate(h, keep)
+            if not spec.opens(i):
+                skip = h
             if keep:
                 kept.append(_Kept(below, norm, active))
-        return self._by_seed(h), Tape(branch, kept, _version(self.flat))
+        return self._by_seed(h), Tape(branch, kept, _version(self.flat), dropped)
 
     def backward(self, grad: Tensor, tape: Tape, learn: bool = True, columns: slice | None = None) -> Tensor | None:
         """Go back through `forward`: add to the gradients of the parameters, return that of the input.
@@ -314,11 +347,14 @@ class Net:
         """
         if _version(self.flat) != tape.version:
             raise RuntimeError(f"{self.name}: the parameters have changed since the forward pass")
-        grad, back = grad.reshape(-1, *grad.shape[-2:]), ACTIVE[self.branches[tape.branch].activation].back
+        spec = self.branches[tape.branch]
+        grad, back = grad.reshape(-1, *grad.shape[-2:]), ACTIVE[spec.activation].back
         found: list[Tensor] = []
         for i in reversed(range(len(tape.layers))):
-            (below, norm, active), (kernel, _, affine) = tape.layers[i], self._layers[tape.branch][i]
+            (below, norm, active), (kernel, bias, affine) = tape.layers[i], self._layers[tape.branch][i]
             own: list[Tensor] = []
+            if spec.closes(i):
+                beside = grad
             if active is not None:
                 grad = back(grad, active)  # the output's layer has none: `grad` is our own by now
             if norm is not None and affine is not None:
@@ -327,15 +363,19 @@ class Net:
                 grad = grad * affine[0]
                 mask = (True, False, False)
                 grad = _layer_norm_backward(grad, linear, grad.shape[-1:], mean, rstd, None, None, mask)[0]
+            if i == 0 and tape.dropped is not None:
+                grad = grad * tape.dropped.reshape(grad.shape)
             if learn:
                 by_kernel = (below * grad).sum(1) if grad.shape[-1] == 1 else torch.bmm(below.mT, grad).flatten(1)
-                own = [by_kernel, grad.sum(1), *own]
+                own = [by_kernel, *([] if bias is None else [grad.sum(1)]), *own]
                 if torch.compiler.is_compiling():
                     found = own + found
                 else:
                     self._add(own, tape.branch, i)
             if i > 0:
                 grad = _times(grad, kernel)
+            if spec.opens(i):
+                grad = grad.add_(beside)
         if columns is None:
             return found, None
         first = max(0, min(columns.start, columns.stop - 8))  # not one column alone, see `_linear`
@@ -377,62 +417,3 @@ class Net:
     def follow(self, online: Net, rate: float) -> None:
         """Exponential moving average, in place: self <- (1 - rate) self + rate online."""
         self.flat.lerp_(online.flat, rate)
-
-
-class Scalar:
-    """One trained number per seed, with a gradient; each fills a row of its own, padded like a network's."""
-
-    def __init__(self, value: float, seeds: int) -> None:
-        self.seeds, self.flat = seeds, torch.full((seeds, PAD), value, device=process.device())
-        self.flat.grad = torch.zeros_like(self.flat)
-
-
-class Adam:
-    """Adam over one network, preceded by clipping of each seed's gradient norm.
-
-    Args:
-        net: the network (or numbers); its gradient matrix is consumed and cleared.
-        lr: learning rate.
-        clip: largest gradient norm of a seed, over all its members and branches; None for no clipping. The gradient
-            is scaled by clip / norm only where the norm reaches `clip` (`mad-td` 3.4).
-    """
-
-    def __init__(self, net: Net | Scalar, lr: float, clip: float | None = None) -> None:
-        self.net, self.lr, self.clip = net, lr, clip
-        self._first, self._second = torch.zeros_like(net.flat), torch.zeros_like(net.flat)
-        self._steps = torch.zeros((), device=net.flat.device)
-
-    def norm(self) -> Tensor:
-        """Return the norm of each seed's gradient, (S,)."""
-        grad = self.net.flat.grad
-        assert grad is not None
-        norm: Tensor = torch.linalg.vector_norm(grad.view(self.net.seeds, -1), dim=1)
-        return norm
-
-    def step(self) -> None:
-        """Take one step, clip the gradient before it, clear it after it."""
-        flat, grad = self.net.flat, self.net.flat.grad
-        assert grad is not None
-        if self.clip is not None:
-            norm = self.norm()
-            # A processor is asked first: mostly all factors are 1. Another device would have to be waited for.
-            if not flat.is_cpu or not bool((norm < self.clip).all()):
-                factors = torch.where(norm < self.clip, 1.0, self.clip / norm).unsqueeze(1)
-                grad.view(self.net.seeds, -1).mul_(factors)
-        self._steps += 1
-        # The bare kernel: the class costs 1.5 s of imports at its first use, and per step more time than the kernel.
-        torch._fused_adam_(
-            [flat], [grad], [self._first], [self._second], [], [self._steps], amsgrad=False,
-            beta1=0.9, beta2=0.999, lr=self.lr, weight_decay=0.0, eps=1e-8, maximize=False,
-        )  # fmt: skip
-        increment_version(flat)  # the kernel leaves that out; see `Net.backward`
-        grad.zero_()
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint needs: first and second moments and the step count."""
-        return {"first": self._first.clone(), "second": self._second.clone(), "steps": self._steps.clone()}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore `state()`."""
-        for name, tensor in (("first", self._first), ("second", self._second), ("steps", self._steps)):
-            tensor.copy_(state[name])

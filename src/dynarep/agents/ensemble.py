@@ -49,7 +49,8 @@ from dynarep import process
 from dynarep.agents.gaussian import GaussianHead
 from dynarep.configs.mbpo import EnsembleConfig
 from dynarep.initialisers import Initialiser
-from dynarep.nets import Adam, Net, Spec
+from dynarep.nets import Net, Spec
+from dynarep.optimisers import Adam
 from dynarep.placement import moved
 from dynarep.replay import draw, normal
 from dynarep.streams import stream

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from dynarep import process
 from dynarep.configs.mbpo import EnsembleConfig
-from dynarep.nets import Adam, Net, Spec
+from dynarep.nets import Net, Spec
+from dynarep.optimisers import Adam
 
 Limits = tuple[float | Tensor, float | Tensor, float | Tensor]
 

@@ -35,7 +35,8 @@ from dynarep.agents.planning import Plan, plan
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.histogram import HLGauss
 from dynarep.initialisers import uniform_fan_in
-from dynarep.nets import Adam, Net, Spec, Tape
+from dynarep.nets import Net, Spec, Tape
+from dynarep.optimisers import Adam
 from dynarep.placement import here
 from dynarep.replay import Part, Replay, draw
 from dynarep.streams import streams

@@ -32,7 +32,8 @@ from dynarep.activations import constant
 from dynarep.configs import Units
 from dynarep.configs.sac import SACConfig
 from dynarep.initialisers import halves, orthogonal
-from dynarep.nets import Adam, Net, Scalar, Spec, Tape
+from dynarep.nets import Net, Spec, Tape
+from dynarep.optimisers import Adam, Scalar
 from dynarep.replay import Replay, draw, normal
 from dynarep.streams import streams
 

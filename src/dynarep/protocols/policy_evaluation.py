@@ -29,7 +29,7 @@ from dynarep.configs.mbpo import MBPOConfig
 from dynarep.configs.policy_evaluation import PolicyEvaluationConfig
 from dynarep.diagnostics.critic import Episode, returns_to_go, values
 from dynarep.diagnostics.model import report
-from dynarep.nets import Adam
+from dynarep.optimisers import Adam
 from dynarep.placement import here
 from dynarep.protocols import Metrics, Protocol
 from dynarep.protocols.collect import Transitions, collect
