@@ -132,3 +132,26 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path):
     (tmp_path / "file").touch()
     with cached_in(tmp_path / "file"):
         assert len(collect(TASK, [3], STEPS)[0]) == STEPS
+
+
+def test_a_limit_ends_episodes_without_a_true_end_and_the_next_one_starts_afresh(tmp_path, made):
+    cheetah = EnvironmentConfig(suite="gymnasium", task="HalfCheetah-v5")  # has no true end
+    (data,), (unlimited,) = collect(cheetah, [3], STEPS, limit=15), collect(cheetah, [3], STEPS)
+    assert np.flatnonzero(data.ended).tolist() == [14, 29]
+    assert not data.terminated.any()
+    assert not unlimited.ended.any()
+    assert data.obs[:15].tobytes() == unlimited.obs[:15].tobytes()
+    assert data.obs[15].tobytes() != data.next_obs[14].tobytes()
+    with cached_in(tmp_path):  # neither is taken for the other
+        assert not collect(cheetah, [3], STEPS)[0].ended.any()
+        assert collect(cheetah, [3], STEPS, limit=15)[0].ended.any()
+
+
+def test_a_true_end_before_the_limit_starts_the_count_again():
+    (data,) = collect(TASK, [3], STEPS, limit=6)
+    ends = np.flatnonzero(data.ended)
+    lengths, true = np.diff([-1, *ends]), data.terminated[ends]
+    assert true.any()
+    assert not true.all()
+    assert (lengths[~true] == 6).all()
+    assert (lengths[true] <= 6).all()

@@ -67,21 +67,25 @@ def kept_in(store: Store | None) -> Iterator[None]:
         _store.reset(token)
 
 
-def collect(environment: EnvironmentConfig, seeds: Sequence[int], steps: int) -> list[Transitions]:
+def collect(
+    environment: EnvironmentConfig, seeds: Sequence[int], steps: int, limit: int | None = None
+) -> list[Transitions]:
     """Return each seed's random transitions; the environment is made only if one of them is not in the store.
 
     Args:
         environment: the task.
         seeds: the run seeds.
         steps: agent steps of each.
+        limit: agent steps after which an episode is ended, if it has not ended before; None for the task's own limit.
     """
     store, env, collected = _store.get(), None, []
     for seed in seeds:
         what = {"environment": environment.model_dump(mode="json"), "seed": seed, "steps": steps}
+        what |= {"limit": limit} if limit else {}
         arrays = store.find(what) if store else None
         if arrays is None or set(arrays) != {*FIELDS} or any(a.shape[:1] != (steps,) for a in arrays.values()):
             env = env or envs.from_config(environment)
-            data = random_transitions(env, seed, steps)
+            data = random_transitions(env, seed, steps, limit=limit)
             arrays = {name: getattr(data, name) for name in FIELDS}
             if store:
                 store.keep(what, arrays)
@@ -100,7 +104,9 @@ def with_states(environment: EnvironmentConfig, seeds: tuple[int, ...], steps: i
     return [random_transitions(env, seed, steps, snapshots=True) for seed in seeds]
 
 
-def random_transitions(env: Env, seed: int, steps: int, snapshots: bool = False) -> Transitions:
+def random_transitions(
+    env: Env, seed: int, steps: int, snapshots: bool = False, limit: int | None = None
+) -> Transitions:
     """Act uniformly at random for a number of agent steps.
 
     Args:
@@ -108,22 +114,23 @@ def random_transitions(env: Env, seed: int, steps: int, snapshots: bool = False)
         seed: the run's seed: two variants with the same seed meet the same data.
         steps: agent steps.
         snapshots: keep the full simulator state before every step.
+        limit: agent steps after which an episode is ended, if it has not ended before; None for the task's own limit.
     """
     actions = stream(seed, "random actions").uniform(-1, 1, size=(steps, env.action_size)).astype(np.float32)
     obs = np.empty((steps, env.obs_size), np.float32)
     following, reward = np.empty_like(obs), np.empty(steps, np.float32)
     terminated, ended = np.zeros(steps, bool), np.zeros(steps, bool)
     states: list[Snapshot] = []
-    episode = 0
+    episode = start = 0
     current = env.reset(integer(seed, "environment", episode))
     for t, action in enumerate(actions):
         if snapshots:
             states.append(env.snapshot())
         step = env.step(action)
         obs[t], following[t], reward[t] = current, step.obs, step.reward
-        terminated[t], ended[t] = step.terminated, step.terminated or step.truncated
+        terminated[t], ended[t] = step.terminated, step.terminated or step.truncated or t + 1 - start == limit
         current = step.obs
         if ended[t]:
-            episode += 1
+            episode, start = episode + 1, t + 1
             current = env.reset(integer(seed, "environment", episode))
     return Transitions(obs, actions, reward, following, terminated, ended, states)
