@@ -308,6 +308,27 @@ def test_the_first_named_group_that_a_tier_has_judges_a_claim(new_home):
     assert {job.group for job in experiment.judging_jobs(claim, "paper")} == {"large"}
 
 
+def test_the_arms_of_a_claim_may_run_in_groups_of_their_own(new_home):
+    """Agents of different papers have budgets of their own; a third group says nothing about the claim."""
+    small = TRIAL["runs"]["small"]
+    arms = {"theirs": ["sac"], "ours": ["ftfl"], "more": ["mbpo", "little"]}
+    runs = {name: {**small, "variants": variants} for name, variants in arms.items()}
+    experiment = synthetic.trial(new_home, runs=runs)
+    (claim,) = experiment.spec.judged()
+    assert experiment.judging_groups(claim, "paper") == ("theirs", "ours")
+    assert {(job.group, job.variant) for job in experiment.judging_jobs(claim, "paper")} == {
+        ("theirs", "sac"),
+        ("ours", "ftfl"),
+    }
+
+
+def test_a_claim_whose_arm_runs_in_two_groups_must_say_which(new_home):
+    small = TRIAL["runs"]["small"]
+    runs = {name: {**small, "variants": ["sac", "ftfl"]} for name in ("one", "two")}
+    with pytest.raises(UserError, match="several groups have such runs at this tier"):
+        synthetic.trial(new_home, runs=runs)
+
+
 def test_a_claim_of_ranks_is_judged_on_all_groups_of_its_pairs_and_their_common_tasks(new_home):
     data = paired.form()
     data["runs"]["fits"]["budget"]["ci"][0]["tasks"] = ["hopper-hop", "walker-walk"]
@@ -457,11 +478,10 @@ def test_the_two_sides_of_a_claim_have_the_same_tasks_and_seeds(file, name, tier
             assert len(arms[0]) >= 2, "no interval"
             assert any(job.variant == pair.predictor for job in jobs)
         return
-    (group,) = experiment.judging_groups(claim, tier)
     sides = []
     for side in claim.sides:  # a published number has none
         jobs = [job for job in experiment.judging_jobs(claim, tier) if job.variant == side.variant]
-        assert {job.group for job in jobs} == {group}
+        assert len({job.group for job in jobs}) == 1
         sides.append([(job.task, seed) for job in jobs for seed in job.seeds])
         assert len(set(sides[-1])) == len(sides[-1]) >= 2, "one seed gives no interval, a seed twice a false one"
     assert all(side == sides[0] for side in sides)

@@ -314,16 +314,15 @@ def _judging_faults(experiment: Experiment, claim: Judged) -> Iterator[str]:
             groups = [name for name, other in spec.runs.items() if tier in other.budget]
             why = f"no group has runs at this tier. There are some at: {', '.join(experiment.tiers())}."
             if groups:
-                why = f"several groups have runs at this tier. Write 'runs:' with one of: {', '.join(groups)}."
+                why = f"several groups have such runs at this tier. Write 'runs:' with one of: {', '.join(groups)}."
             yield f"{where}.tiers.{tier}: {claim.role(tier)}, but {why}"
             continue
-        (group,) = judging_groups
-        jobs = [job for job in experiment.jobs(tier) if job.group == group]
+        jobs = [job for job in experiment.jobs(tier) if job.group in judging_groups]
         variants = {job.variant for job in jobs}
         sides = [side.variant for side in claim.sides]
         absent = [side for side in sides if side in set(spec.variants) - variants]
         for side in absent:
-            yield f"{where}.variant: '{side}' is not among those of runs.{group}.{nearest(side, variants)}"
+            yield f"{where}.variant: '{side}' is not among those of {_runs(judging_groups)}.{nearest(side, variants)}"
         ran |= {job.task for job in jobs}
         if not absent and not experiment.judging_jobs(claim, tier):
             yield f"{where}.tiers.{tier}: no task of the claim is run by {' and '.join(dict.fromkeys(sides))} there."
@@ -333,6 +332,10 @@ def _judging_faults(experiment: Experiment, claim: Judged) -> Iterator[str]:
     assert not isinstance(claim.contrast, Rank)  # it is checked by its pairs
     for task in set(claim.contrast.tasks or ()) - ran if ran else ():
         yield f"{where}.contrast.tasks: '{task}' has no runs at {', '.join(judging)}.{nearest(task, ran)}"
+
+
+def _runs(groups: Iterable[str]) -> str:
+    return ", ".join(f"runs.{group}" for group in groups)
 
 
 def _budget_faults(experiment: Experiment, name: str, group: Group) -> list[str]:

@@ -136,15 +136,23 @@ class Experiment:
         return part.variants or tuple(variants)
 
     def judging_groups(self, claim: Judged, tier: str) -> tuple[str, ...]:
-        """Return the groups of runs that judge a claim at a tier: one, or of ranks those of its pairs.
+        """Return the groups of runs that judge a claim at a tier: mostly one, or of ranks those of its pairs.
 
+        Several, if that leaves no question which runs are meant: each side of the claim runs in one of them alone.
         Empty if there is none, or no telling which.
         """
         if isinstance(claim, RankClaim):
             return tuple(dict.fromkeys(job.group for job in self.judging_jobs(claim, tier)))
-        groups = [name for name, group in self.spec.runs.items() if tier in group.budget]
-        fitting = [name for name in groups if name in claim.runs] or groups
-        return tuple(fitting) if len(fitting) == 1 else ()
+        groups = {name: group for name, group in self.spec.runs.items() if tier in group.budget}
+        fitting = [name for name in groups if name in claim.runs] or list(groups)
+        if len(fitting) == 1:
+            return tuple(fitting)
+        homes = [
+            [name for name in fitting if side.variant in (groups[name].variants or self.spec.variants)]
+            for side in claim.sides
+        ]
+        wanted = {name for names in homes for name in names}
+        return tuple(name for name in fitting if name in wanted) if all(len(names) == 1 for names in homes) else ()
 
     def judging_jobs(self, claim: Judged, tier: str) -> list[Job]:
         """Return the jobs that a claim is judged on: all sides, on the claim's tasks that every one of them runs."""

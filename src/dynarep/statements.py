@@ -140,7 +140,8 @@ class Judged(Statement):
     Attributes:
         why: why this smallest effect, or this margin.
         tiers: what each tier does with it; a tier not named cannot judge it.
-        runs: the groups that judge it, where a tier has several; of those named, the one that has runs at the tier.
+        runs: the groups that judge it, where a tier has several; of those named, the one that has runs at the
+            tier. Without: those that run its arms, if each arm runs in one of them alone.
     """
 
     empirical: Literal[True] = True
