@@ -10,7 +10,7 @@ from dynarep.agents.mad_td import MadTD
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.histogram import HLGauss
 from dynarep.initialisers import uniform_fan_in
-from dynarep.nets import Net, Spec
+from dynarep.nets import ONE_NODE, Net, Spec
 from dynarep.optimisers import Adam
 from dynarep.streams import stream
 
@@ -75,7 +75,7 @@ def in_doubles(net: Net, x: torch.Tensor, parameters: dict[str, torch.Tensor]) -
             x = F.layer_norm(x, x.shape[-1:], eps=spec.layer_norm)
             x = x * parameters[f"/{i}.scale"].unsqueeze(-2) + parameters[f"/{i}.shift"].unsqueeze(-2)
         if i < last:
-            x = getattr(F, spec.activation.__name__)(x)
+            x = torch.tanh(x) if spec.trunk and i == 0 else getattr(F, spec.activation.__name__)(x)
     return x
 
 
@@ -121,9 +121,14 @@ def test_the_written_out_backward_pass_is_the_derivative(members, out, norm, nor
 
 @pytest.mark.parametrize("activation", ACTIVE, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("members", [1, 2])
-@pytest.mark.parametrize(("out", "norm"), [(1, None), (4, None), (4, 1e-6)])
-def test_forward_and_backward_alone_are_value_and_derivative_for_every_activation(activation, members, out, norm):
-    net, g = somewhere(Spec((9, 16, 16, out), activation, norm), members), torch.Generator().manual_seed(0)
+@pytest.mark.parametrize(
+    ("out", "norm", "trunk"), [(1, None, False), (4, None, False), (4, 1e-6, False), (4, 1e-6, True)]
+)
+def test_forward_and_backward_alone_are_value_and_derivative_for_every_activation(
+    activation, members, out, norm, trunk
+):
+    net = somewhere(Spec((9, 16, 16, out), activation, norm, trunk=trunk), members)
+    g = torch.Generator().manual_seed(0)
     parts = [torch.randn(2, 32, n, generator=g) for n in (6, 3)]
     ours, tape = net.forward(parts)
     torch.testing.assert_close(net.forward(parts, keep=False)[0], ours, rtol=1e-5, atol=1e-6)
@@ -150,6 +155,22 @@ def test_the_tape_of_the_last_rows_is_that_of_a_pass_of_them_alone():
         net.flat.grad.zero_()
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
     assert found[0].any()
+
+
+@pytest.mark.parametrize("activation", ONE_NODE, ids=lambda f: f.__name__)
+def test_a_network_of_one_node_is_that_of_many(activation):
+    """Of ELU and Mish; with the trunk's norm and tanh."""
+    net = somewhere(Spec((9, 16, 16, 4), activation, 1e-6, trunk=True), 2)
+    x, found = torch.randn(2, 32, 9), []
+    for apply in (net, lambda leaf: net._by_seed(net._plain(net._rows((leaf,)), "", False))):
+        leaf = x.clone().requires_grad_()
+        out = apply(leaf)
+        out.square().sum().backward()
+        found.append((out, leaf.grad, net.flat.grad.clone()))
+        net.flat.grad.zero_()
+    for one, many in zip(*found, strict=True):
+        torch.testing.assert_close(one, many, rtol=1e-5, atol=1e-5)
+    assert found[0][2].any()
 
 
 def test_a_frozen_network_passes_the_gradient_on_and_keeps_none():

@@ -14,7 +14,7 @@ see to that, and `tests/test_nets.py` holds them down:
 
 Small networks cost passes over small arrays and calls, not matrix products. The backward pass is written out
 (`Net.forward`, `Net.backward`), so that agents can do without autograd's graph. Where a call is to be differentiated by
-autograd nevertheless, a network of Mish is one node of the graph, others are as many as PyTorch makes of them.
+autograd nevertheless, a network of Mish or ELU is one node of the graph, others are as many as PyTorch makes of them.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dynarep import process
-from dynarep.activations import ACTIVE, Activation, mish
+from dynarep.activations import ACTIVE, Activation, Active, mish
 from dynarep.initialisers import Initialiser
 from dynarep.streams import stream
 
 # PyTorch calls it a possible slowdown when leaves and their gradients are rows of larger matrices. It is the plan here.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
+ONE_NODE = (mish, F.elu)  # activations of networks that are one node of autograd's graph
 KINDS = ("kernel", "bias", "scale", "shift")
 PAD = 64  # floats: four AVX-512 vectors, the widest unrolling in PyTorch's CPU kernels
 _layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
@@ -71,6 +72,10 @@ class Spec:
     def closes(self, layer: int) -> bool:
         """Return whether a layer's output is added to the input of the one before it, in place of an activation."""
         return self.residual and layer > 0 and self.opens(layer - 1)
+
+    def active(self, layer: int) -> Active:
+        """Return the activation after a layer, written out."""
+        return ACTIVE[torch.tanh if self.trunk and layer == 0 else self.activation]
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Return parameter name -> shape, kernels as (in, out)."""
@@ -246,10 +251,10 @@ class Net:
         lead = (self._frozen if frozen else self._views)[f"{branch}/0.kernel"]
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (lead, *parts))
         activation = self.branches[branch].activation
-        if differentiated and activation is mish:
+        if differentiated and activation in ONE_NODE:
             return _Pass.apply(self, branch, dropped, lead, *parts)  # type: ignore[no-untyped-call, no-any-return]
         if differentiated or activation not in ACTIVE:
-            assert dropped is None, "dropout is for networks of Mish"
+            assert dropped is None, "dropout is for networks of Mish or ELU"
             return self._by_seed(self._plain(self._rows(parts), branch, frozen))
         return self.forward(parts, branch, keep=False, dropped=dropped)[0]
 
@@ -298,7 +303,7 @@ class Net:
         For networks whose activation is written out alone (`activations.ACTIVE`).
         """
         spec, kept = self.branches[branch], []
-        layers, activate = self._layers[branch], ACTIVE[spec.activation].forward
+        layers = self._layers[branch]
         h = skip = self._rows(parts)
         for i, (kernel, bias, affine) in enumerate(layers):
             below, norm, active = h, None, None
@@ -311,7 +316,7 @@ class Net:
             if spec.closes(i):
                 h = h.add_(skip)
             elif i < len(layers) - 1:
-                h, active = activate(h, keep)
+                h, active = spec.active(i).forward(h, keep)
             if not spec.opens(i):
                 skip = h
             if keep:
@@ -348,7 +353,7 @@ class Net:
         if _version(self.flat) != tape.version:
             raise RuntimeError(f"{self.name}: the parameters have changed since the forward pass")
         spec = self.branches[tape.branch]
-        grad, back = grad.reshape(-1, *grad.shape[-2:]), ACTIVE[spec.activation].back
+        grad = grad.reshape(-1, *grad.shape[-2:])
         found: list[Tensor] = []
         for i in reversed(range(len(tape.layers))):
             (below, norm, active), (kernel, bias, affine) = tape.layers[i], self._layers[tape.branch][i]
@@ -356,7 +361,7 @@ class Net:
             if spec.closes(i):
                 beside = grad
             if active is not None:
-                grad = back(grad, active)  # the output's layer has none: `grad` is our own by now
+                grad = spec.active(i).back(grad, active)  # the output's layer has none: `grad` is our own by now
             if norm is not None and affine is not None:
                 linear, normed, mean, rstd = norm
                 own = [(grad * normed).sum(1), grad.sum(1)] if learn else []
@@ -401,10 +406,18 @@ class Net:
 
     def target(self) -> Net:
         """Return a copy that is never trained: the start of a target network."""
+        return self._copied(self.flat.clone(), self.members)
+
+    def some(self, members: Tensor) -> Net:
+        """Return a copy, never trained, of some members: `members` (S, n) are the numbers of each seed's."""
+        rows = self.members * torch.arange(self.seeds, device=members.device).unsqueeze(1) + members
+        return self._copied(self.flat.detach()[rows.flatten()], members.shape[1])
+
+    def _copied(self, flat: Tensor, members: int) -> Net:
         other = object.__new__(Net)
-        other.name, other.branches, other.seeds, other.members = self.name, self.branches, self.seeds, self.members
+        other.name, other.branches, other.seeds, other.members = self.name, self.branches, self.seeds, members
         other._slots = self._slots
-        other.flat = self.flat.clone()
+        other.flat = flat
         other._frozen = {
             slot: torch.unflatten(other.flat[:, start : start + math.prod(shape)], 1, shape)
             for slot, (start, shape) in self._slots.items()
