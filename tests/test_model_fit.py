@@ -33,7 +33,7 @@ def test_every_chunk_is_measured_with_the_declared_metrics():
     protocol = fit()
     for per_seed in protocol.metrics.rows:
         for update in (10, 20, 25):
-            assert {row.metric for row in per_seed if row.update == update} == ModelFitConfig.metrics
+            assert {row.metric for row in per_seed if row.update == update} == MODEL_METRICS | {"diverged"}
         assert {(row.agent_step, row.frame) for row in per_seed} == {(200, 200)}
     assert not any(protocol.metrics.latest("diverged"))
 

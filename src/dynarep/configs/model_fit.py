@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import model_validator
 
 from dynarep.configs import AgentConfig, ProtocolConfig, Work, hp
@@ -19,18 +21,32 @@ MODEL_METRICS = frozenset(
     | {f"gradient/{name}" for name in ("reward", "state", "share")}
 )
 
+# What `dynarep.diagnostics.model.increments` returns; recorded on request.
+INCREMENT_METRICS = frozenset(
+    f"increment/{name}" for name in ("live", "below_floor", "over_reward", "nmse", "r2", "sd_ratio", "inflated")
+)
+
 
 class ModelFitConfig(ProtocolConfig):
-    """Collect transitions of a random policy, fit the model in MBPO's chunks, measure on transitions never seen."""
+    """Collect transitions, fit the model to them in MBPO's chunks, measure on transitions never seen."""
 
     name = "model_fit"
     implementation = "dynarep.protocols.model_fit:ModelFit"
     agents = frozenset({"ensemble"})
     budget = frozenset({"transitions", "updates", "chunk", "measure_at"})
 
-    metrics = MODEL_METRICS | {"diverged"}
+    metrics = MODEL_METRICS | INCREMENT_METRICS | {"diverged"}
 
     transitions: int = hp(10_000, "[code] random start steps before the first fit (ftfl 3.1)", ge=64)
+    behaviour: Literal["random", "half_expert"] = hp(
+        "random",
+        "[code] start steps (ftfl 3.1); alternative half_expert: every second episode is that of Meta-World's scripted "
+        "expert, so that objects move (extensions B8)",
+    )
+    expert_noise: float = hp(0.1, "ours: deviation of the noise on an expert's action, as MAD-TD explores", ge=0)
+    increments: bool = hp(
+        False, "ours: whether s' - s is measured as well, where s' alone would flatter (extensions B8)", strict=True
+    )
     evaluation: float = hp(0.2, "ours: share of the transitions that is only ever measured on", gt=0, lt=1)
     updates: int = hp(5000, "[code] gradient steps of one retraining (ftfl 3.3)", ge=1)
     chunk: int = hp(200, "[code] gradient steps per split, normaliser and choice of elites (ftfl 3.3)", ge=1)
@@ -43,6 +59,10 @@ class ModelFitConfig(ProtocolConfig):
                 allowed = f"a multiple of chunk {self.chunk} in 1..{self.updates}"
                 raise ValueError(f"measure_at, {at}: must be {allowed}, or the last update")
         return self
+
+    def label(self) -> str:
+        """Return the protocol's name, and whose transitions they are if not a random policy's."""
+        return self.name if self.behaviour == "random" else f"{self.name}-{self.behaviour}"
 
     def agent_steps(self) -> int:
         """Return collected steps."""

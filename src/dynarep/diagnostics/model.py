@@ -6,6 +6,7 @@
     variance/*    predicted variance: in network units, in raw units, and against the variance of s'  `variance_levels`
     inflation/*   variance of sampled next states against that of the real ones                            `inflation`
     gradient/*    how much of the last hidden layer's gradient is the reward's doing                    `gradient_norms`
+    increment/*   s' - s instead of s', without entries that repeat the frame before    `increments`, `increment_fit`
 
 Network units are those of the regression: what target a model has, and whether it is normalised, changes them. Only
 raw units, and ratios to the variance of s', compare residual with direct targets (`ftfl` 4.3).
@@ -23,6 +24,7 @@ from dynarep.agents.ensemble import EVEN, Batch, Ensemble, Generators
 from dynarep.placement import host
 
 INFLATED = 1.2  # ours: a sampled dimension with this many times the real variance counts as inflated
+STILL = 1e-6  # an increment with no larger deviation counts as constant: the regression's own guard, `epsilon`
 NO_NORM = 1e-8  # `ftfl` 4.2: rows whose denominator is smaller are left out of percentages
 
 
@@ -175,6 +177,66 @@ def inflation(sampled: Tensor, real: Tensor) -> dict[str, float]:
         "share": float(share),
         "energy": _ratio(sampled.square().sum(), real.square().sum()),
         "log_ratio": float(ratio.log().mean()),
+    }
+
+
+def increments(ensemble: Ensemble, unseen: Batch, generators: Generators, left_out: slice) -> dict[str, list[float]]:
+    """Return what the elites know of s' - s on rows they never saw, one number per seed; see `increment_fit`.
+
+    Args:
+        ensemble: the model, left as it is; in raw units, whatever its targets are.
+        unseen: see `report`.
+        generators: one per seed, for one sampled next state of every row.
+        left_out: entries of an observation that repeat the frame before: the model reads them off its input.
+
+    Returns:
+        increment/*, and increment/over_reward: sum of the variances of s' - s, over all entries, / that of the reward.
+    """
+    prediction = ensemble.predict(unseen["obs"], unseen["action"])
+    sampled, _ = ensemble.sample(unseen["obs"], unseen["action"], generators)
+    kept = torch.ones(unseen["obs"].shape[-1], dtype=torch.bool, device=sampled.device)
+    kept[left_out] = False
+    floor = math.exp(ensemble.config.log_variance_min)
+    values: dict[str, list[float]] = {}
+    for s in range(len(ensemble.seeds)):
+        obs, following, elites = unseen["obs"][s].double(), unseen["next_obs"][s].double(), ensemble.elites[s]
+        mean = prediction.next_obs[s, elites].double().mean(0) - obs
+        variance = prediction.variance[s, elites, :, :-1].double().mean((0, 1))
+        drawn, real = sampled[s].double() - obs, following - obs
+        found = increment_fit(mean[:, kept], variance[kept], drawn[:, kept], real[:, kept], floor)
+        total = real.var(0, correction=0).sum()
+        found["over_reward"] = _ratio(total, unseen["reward"][s].double().var(correction=0))
+        for name, value in found.items():
+            values.setdefault(f"increment/{name}", []).append(value)
+    return values
+
+
+def increment_fit(mean: Tensor, variance: Tensor, sampled: Tensor, real: Tensor, floor: float) -> dict[str, float]:
+    """Compare predicted with real increments, entry by entry; entries that stand `STILL` are left out (ours).
+
+    Args:
+        mean, sampled, real: mean prediction, one draw, and truth, (n, o).
+        variance: predicted, mean over rows, (o,).
+        floor: the smallest variance that a model in raw units can express.
+
+    Returns:
+        live: how many entries move; below_floor: share of them whose variance is below `floor`. nmse: geometric mean
+        over entries of squared error / variance; r2: median of 1 less that. sd_ratio: geometric mean of predicted /
+        real standard deviation. inflated: share of entries whose sampled variance exceeds 1.2 times the real one.
+    """
+    real_variance = real.var(0, correction=0)
+    live = real_variance > STILL**2
+    own = real_variance[live]
+    error = (mean - real).square().mean(0)[live] / own
+    drawn = sampled.var(0, correction=0)[live] / own
+    inflated = (drawn > INFLATED).double().mean() if drawn.isfinite().all() else math.nan
+    return {
+        "live": float(live.sum()),
+        "below_floor": float((own < floor).double().mean()),
+        "nmse": float(error.log().mean().exp()),
+        "r2": 1.0 - float(error.quantile(0.5)) if len(error) else math.nan,
+        "sd_ratio": float((variance[live] / own).log().mean().div(2).exp()),
+        "inflated": float(inflated),
     }
 
 

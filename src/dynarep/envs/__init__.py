@@ -22,7 +22,7 @@ from dynarep.envs.base import Env, EnvError, Snapshot, Step, unknown
 from dynarep.envs.control_suite import ControlSuite
 from dynarep.envs.dial import Dial, sizes
 from dynarep.envs.gymnasium_suite import Gymnasium
-from dynarep.envs.metaworld_suite import MetaWorld
+from dynarep.envs.metaworld_suite import FRAME_BEFORE, MetaWorld
 
 __all__ = [
     "Env",
@@ -30,6 +30,7 @@ __all__ = [
     "Snapshot",
     "Step",
     "episode_steps",
+    "frame_before",
     "from_config",
     "known_tasks",
     "make",
@@ -152,3 +153,8 @@ def episode_steps(config: EnvironmentConfig) -> int:
     if config.suite == "dial":
         return config.dials.episode_steps
     return math.ceil({"metaworld": 200}.get(config.suite, 1000) / config.action_repeat)
+
+
+def frame_before(config: EnvironmentConfig) -> slice:
+    """Return the entries of an observation that say again what was there one frame earlier; imports no simulator."""
+    return FRAME_BEFORE if config.suite == "metaworld" else slice(0)

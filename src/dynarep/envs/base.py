@@ -6,7 +6,7 @@ import importlib
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -171,6 +171,13 @@ class Env(abc.ABC):
             except EnvError:
                 found.append(None)
         return found
+
+    def expert(self) -> Callable[[Observation], FloatArray]:
+        """Return the suite's scripted policy of this task, observation -> action in [-1, 1]; one for each episode.
+
+        Raises EnvError where the suite has none.
+        """
+        raise EnvError(f"{self.task} has no scripted policy, only metaworld's tasks have: take random actions instead")
 
     def close(self) -> None:
         """Let go of the simulator. The Env cannot be used afterwards."""

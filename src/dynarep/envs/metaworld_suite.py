@@ -2,7 +2,8 @@
 
 import logging
 import pickle
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from dynarep.envs.base import EnvError, FloatArray, MuJoCo, Observation, Snapshot, load
 
 PREFIX = "metaworld-"  # of our task names: "metaworld-assembly" is the library's "assembly-v3"
+FRAME_BEFORE = slice(18, 36)  # of an observation: hand, gripper and objects as they were one frame earlier
 
 
 class MetaWorld(MuJoCo):
@@ -45,10 +47,20 @@ class MetaWorld(MuJoCo):
         self._low, self._high = -np.ones(4), np.ones(4)
         self.action_size, self.obs_size = 4, 39
 
+    def expert(self) -> Callable[[Observation], FloatArray]:
+        """Return the library's scripted policy, clipped; it sees the observation alone."""
+        policy = load("metaworld.policies").ENV_POLICY_MAP[f"{self.task.removeprefix(PREFIX)}-v3"]()
+
+        def act(obs: Observation) -> FloatArray:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*may be too high")
+                return np.clip(np.asarray(policy.get_action(obs.astype(np.float64)), np.float64), -1.0, 1.0)
+
+        return act
+
     def _begin(self, seed: int) -> None:
-        self._env.seed(
-            seed
-        )  # the library's reset ignores a seed, and resets twice: nothing of the last episode is left
+        # The library's reset ignores a seed, and resets twice: nothing of the last episode is left.
+        self._env.seed(seed)
         self._obs, _ = self._env.reset()
         edited = {name: getattr(self._model, name).copy() for name in self._EDITED}
         self._fixtures: Mapping[str, npt.NDArray[Any]] = edited  # shared by the snapshots of the episode

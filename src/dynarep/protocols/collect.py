@@ -1,4 +1,4 @@
-"""Real transitions of a random policy, seeded and counted.
+"""Real transitions of a random policy, on Meta-World of a scripted expert too, seeded and counted.
 
 The arms of an experiment that differ in the agent alone meet the same data, each in a process of its own. So `collect`
 asks a store first, if `kept_in` names one: the simulator runs for the first arm, and the others read what it left.
@@ -68,7 +68,11 @@ def kept_in(store: Store | None) -> Iterator[None]:
 
 
 def collect(
-    environment: EnvironmentConfig, seeds: Sequence[int], steps: int, limit: int | None = None
+    environment: EnvironmentConfig,
+    seeds: Sequence[int],
+    steps: int,
+    limit: int | None = None,
+    expert_noise: float | None = None,
 ) -> list[Transitions]:
     """Return each seed's random transitions; the environment is made only if one of them is not in the store.
 
@@ -77,15 +81,17 @@ def collect(
         seeds: the run seeds.
         steps: agent steps of each.
         limit: agent steps after which an episode is ended, if it has not ended before; None for the task's own limit.
+        expert_noise: see `random_transitions`; None for random actions alone.
     """
     store, env, collected = _store.get(), None, []
     for seed in seeds:
         what = {"environment": environment.model_dump(mode="json"), "seed": seed, "steps": steps}
         what |= {"limit": limit} if limit else {}
+        what |= {"expert_noise": expert_noise} if expert_noise is not None else {}
         arrays = store.find(what) if store else None
         if arrays is None or set(arrays) != {*FIELDS} or any(a.shape[:1] != (steps,) for a in arrays.values()):
             env = env or envs.from_config(environment)
-            data = random_transitions(env, seed, steps, limit=limit)
+            data = random_transitions(env, seed, steps, limit=limit, expert_noise=expert_noise)
             arrays = {name: getattr(data, name) for name in FIELDS}
             if store:
                 store.keep(what, arrays)
@@ -105,9 +111,14 @@ def with_states(environment: EnvironmentConfig, seeds: tuple[int, ...], steps: i
 
 
 def random_transitions(
-    env: Env, seed: int, steps: int, snapshots: bool = False, limit: int | None = None
+    env: Env,
+    seed: int,
+    steps: int,
+    snapshots: bool = False,
+    limit: int | None = None,
+    expert_noise: float | None = None,
 ) -> Transitions:
-    """Act uniformly at random for a number of agent steps.
+    """Act uniformly at random for a number of agent steps, or in turns with the suite's scripted expert.
 
     Args:
         env: the task; reset here, an episode at a time, each with a seed of its own.
@@ -115,8 +126,12 @@ def random_transitions(
         steps: agent steps.
         snapshots: keep the full simulator state before every step.
         limit: agent steps after which an episode is ended, if it has not ended before; None for the task's own limit.
+        expert_noise: in the second episode, the fourth and so on, the expert acts, with Gaussian noise of this
+            deviation; actions are clipped to [-1, 1]. The others stay as they are without it.
     """
     actions = stream(seed, "random actions").uniform(-1, 1, size=(steps, env.action_size)).astype(np.float32)
+    noise = (expert_noise or 0.0) * stream(seed, "expert noise").standard_normal(actions.shape)
+    expert = None
     obs = np.empty((steps, env.obs_size), np.float32)
     following, reward = np.empty_like(obs), np.empty(steps, np.float32)
     terminated, ended = np.zeros(steps, bool), np.zeros(steps, bool)
@@ -126,6 +141,8 @@ def random_transitions(
     for t, action in enumerate(actions):
         if snapshots:
             states.append(env.snapshot())
+        if expert is not None:
+            action[:] = np.clip(expert(current) + noise[t], -1, 1)
         step = env.step(action)
         obs[t], following[t], reward[t] = current, step.obs, step.reward
         terminated[t], ended[t] = step.terminated, step.terminated or step.truncated or t + 1 - start == limit
@@ -133,4 +150,5 @@ def random_transitions(
         if ended[t]:
             episode, start = episode + 1, t + 1
             current = env.reset(integer(seed, "environment", episode))
+            expert = env.expert() if expert_noise is not None and episode % 2 else None
     return Transitions(obs, actions, reward, following, terminated, ended, states)

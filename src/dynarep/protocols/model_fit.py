@@ -1,6 +1,6 @@
 """The model-fit protocol: one data set of real transitions, an ensemble fitted to it, judged on the rest. Ours.
 
-    collect N transitions of a random policy; a share of them is never trained on
+    collect N transitions, of a random policy or of it and an expert in turns; a share of them is never trained on
     repeat:  one of MBPO's chunks on the rest (split, normalisers, gradient steps, elites)      `Ensemble.train_chunk`
              reward, state and variance on the transitions never seen, in raw units             `measure`
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dynarep import envs
 from dynarep.agents.ensemble import EVEN, FIELDS, Ensemble
 from dynarep.configs import AgentConfig, EnvironmentConfig, ProtocolConfig
 from dynarep.configs.mbpo import EnsembleConfig
@@ -37,16 +38,20 @@ class ModelFit(Protocol):
         self.metrics, self.total = Metrics(self.seeds), protocol.updates
         self.repeat = environment.action_repeat
         self._milestones = {*protocol.measure_at, protocol.updates}
+        self._before = envs.frame_before(environment)
         self._collect(environment)
         obs, action = (self.training[name].shape[-1] for name in ("obs", "action"))
         self.ensemble = Ensemble(agent, obs, action, self.seeds)
 
     def _collect(self, environment: EnvironmentConfig) -> None:
         """Split each seed's transitions at random: rows for fitting, rows never seen, as many of the former again."""
-        n = self.config.transitions
+        n, noise = self.config.transitions, self.config.expert_noise
+        collected = collect(
+            environment, self.seeds, n, expert_noise=noise if self.config.behaviour == "half_expert" else None
+        )
         judged = max(EVEN, int(n * self.config.evaluation) // EVEN * EVEN)
         parts: list[list[dict[str, np.ndarray]]] = [[], [], []]
-        for seed, data in zip(self.seeds, collect(environment, self.seeds, n), strict=True):
+        for seed, data in zip(self.seeds, collected, strict=True):
             order = stream(seed, "evaluation split").permutation(n)
             for part, index in zip(parts, (order[judged:], order[:judged], order[judged : 2 * judged]), strict=True):
                 part.append({name: getattr(data, name)[np.sort(index)] for name in FIELDS})
@@ -69,6 +74,9 @@ class ModelFit(Protocol):
         """Record what the model knows of the transitions never seen, and of as many that it was fitted to."""
         generators = [stream(s, "measure", self.done) for s in self.seeds]
         values = model.report(self.ensemble, self.evaluation, generators, self.in_sample)
+        if self.config.increments:
+            generators = [stream(s, "measure", self.done, "increments") for s in self.seeds]
+            values |= model.increments(self.ensemble, self.evaluation, generators, self._before)
         values["diverged"] = [float(not np.isfinite(v)) for v in values["reward/mse"]]
         n = self.config.transitions
         self.metrics.add(n, n * self.repeat, self.done, values)
