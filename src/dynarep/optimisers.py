@@ -1,4 +1,4 @@
-"""Adam, for networks and numbers trained for a block of seeds."""
+"""Adam, for networks and numbers trained for a block of seeds; what a checkpoint keeps of both."""
 
 from __future__ import annotations
 
@@ -97,3 +97,21 @@ class Adam:
         """Restore `state()`."""
         for name, tensor in (("first", self._first), ("second", self._second), ("steps", self._steps)):
             tensor.copy_(state[name])
+
+
+def saved(parts: Mapping[str, Net | Scalar], optimisers: Mapping[str, Adam]) -> dict[str, Tensor]:
+    """Return everything that learning changes in these networks and numbers and in their optimisers, copied."""
+    state = {name: part.flat.detach().clone() for name, part in parts.items()}
+    for name, optimiser in optimisers.items():
+        state |= {f"adam/{name}/{key}": value for key, value in optimiser.state().items()}
+    return state
+
+
+@torch.no_grad()
+def restore(state: Mapping[str, Tensor], parts: Mapping[str, Net | Scalar], optimisers: Mapping[str, Adam]) -> None:
+    """Undo what has happened since `saved`, in place."""
+    for name, part in parts.items():
+        part.flat.copy_(state[name])
+    for name, optimiser in optimisers.items():
+        prefix = f"adam/{name}/"
+        optimiser.load({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

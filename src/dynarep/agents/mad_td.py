@@ -36,7 +36,7 @@ from dynarep.configs.mad_td import MadTDConfig
 from dynarep.histogram import HLGauss
 from dynarep.initialisers import uniform_fan_in
 from dynarep.nets import Net, Spec, Tape
-from dynarep.optimisers import Adam
+from dynarep.optimisers import Adam, restore, saved
 from dynarep.placement import here
 from dynarep.replay import Part, Replay, draw
 from dynarep.streams import streams
@@ -436,19 +436,11 @@ class MadTD:
 
     def state(self) -> dict[str, Any]:
         """Return everything that learning changes, as a flat dictionary of tensors."""
-        state = {name: net.flat.detach().clone() for name, net in self._nets().items()}
-        state["target"] = self.target.flat.clone()
-        for name, optimiser in self._optimisers.items():
-            state |= {f"adam/{name}/{key}": value for key, value in optimiser.state().items()}
-        return state
+        return saved(self._nets() | {"target": self.target}, self._optimisers)
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore `state()`, in place."""
-        for name, net in (self._nets() | {"target": self.target}).items():
-            net.flat.copy_(state[name])
-        for name, optimiser in self._optimisers.items():
-            prefix = f"adam/{name}/"
-            optimiser.load({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        restore(state, self._nets() | {"target": self.target}, self._optimisers)
 
 
 def _even(x: Tensor) -> Tensor:
