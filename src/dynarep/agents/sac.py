@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynarep import process
-from dynarep.activations import constant
+from dynarep.agents.squashed import Choice, choose, log_std, policy_slope
 from dynarep.configs import Units
 from dynarep.configs.sac import SACConfig
 from dynarep.initialisers import halves, orthogonal
@@ -40,19 +40,9 @@ from dynarep.streams import streams
 Batch = Mapping[str, Tensor]
 Generators = Sequence[np.random.Generator]
 EVEN = 32  # rows evaluated at a time are a multiple of this, see nets.py on block invariance
-LOG_STD_MIDDLE, LOG_STD_SLOPE = -4.0, 6.0  # [code] between -10 and 2
 LAYER_NORM = 1e-6  # [code] Flax's default epsilon
 OWN = Units()  # the environment reports in the task's own units
 GAIN = math.sqrt(2.0)  # [code] of every kernel but the log-std head's, which has 1
-
-
-class _Choice(NamedTuple):
-    """Sampled actions (S, B, a), log pi(a|s) (S, B), and what the actor's backward pass needs beside."""
-
-    action: Tensor
-    log_prob: Tensor
-    deviation: Tensor  # std * noise
-    gate: Tensor  # tanh(raw)
 
 
 class SAC:
@@ -140,11 +130,11 @@ class SAC:
     def policy(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Observations (S, B, o) -> mean and log std of the Gaussian before the tanh, each (S, B, a)."""
         mean, raw = self.actor(obs).chunk(2, -1)
-        return mean, _log_std(raw.tanh())
+        return mean, log_std(raw.tanh())
 
     def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the actions (S, B, a) that standard normal `noise` (S, B, a) makes, and log pi(a|s), (S, B)."""
-        return _choose(self.actor(obs), noise)[:2]
+        return choose(self.actor(obs), noise)[:2]
 
     def values(self, critic: Net, obs: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
         """Values of both critics, (S, 2, B)."""
@@ -232,7 +222,7 @@ class SAC:
 
     def _critic_slopes(
         self, rows: Batch, noise: tuple[Tensor, Tensor], alpha: Tensor
-    ) -> tuple[Tensor, Tensor, _Choice, Tape, list[Tensor]]:
+    ) -> tuple[Tensor, Tensor, Choice, Tape, list[Tensor]]:
         """Return targets, values (S, 2, B, 1), a ~ pi(s) with its tape, and the critics' derivative.
 
         The derivative of the squared error by Q_j is 2 (Q_j - y) / B.
@@ -240,14 +230,14 @@ class SAC:
         size = noise[0].shape[1]
         # The actor of before the update chooses in s' and in s: once for both.
         out, tape = self.actor.forward((torch.cat([rows["next_obs"], rows["obs"]], 1),))
-        both = _choose(out, torch.cat(noise, 1))
+        both = choose(out, torch.cat(noise, 1))
         y = self.td_target(rows, both.action[:, :size], both.log_prob[:, :size], alpha)
-        chosen = _Choice(*(part[:, size:] for part in both))
+        chosen = Choice(*(part[:, size:] for part in both))
         q, critic_tape = self.critic.forward((rows["obs"], rows["action"]))
         slopes, _ = self.critic.slopes((q - y.unsqueeze(1).unsqueeze(-1)).mul_(2.0 / size), critic_tape)
         return y, q, chosen, tape.last(size), slopes
 
-    def _actor_slopes(self, obs: Tensor, chosen: _Choice, tape: Tape, alpha: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _actor_slopes(self, obs: Tensor, chosen: Choice, tape: Tape, alpha: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return min_j Q_j(s, a), (S, B), and the derivative of the actor's loss by its parameters.
 
         Down through the smaller of the critics to the action, then through the policy. The derivative of the loss by u
@@ -262,11 +252,7 @@ class SAC:
         columns = slice(obs.shape[-1], obs.shape[-1] + action.shape[-1])
         _, through = self.critic.slopes(slope, critic_tape, learn=False, columns=columns)
         assert through is not None
-        weight = (alpha / size).view(-1, 1, 1)
-        by_u = through.sum(1).mul_(_one_less_square(action)).addcmul_(weight, action, value=2.0)
-        by_log_std = torch.addcmul(-weight, by_u, chosen.deviation)
-        by_raw = by_log_std.mul_(_one_less_square(chosen.gate)).mul_(LOG_STD_SLOPE)
-        slopes, _ = self.actor.slopes(torch.cat([by_u, by_raw], -1), tape)
+        slopes, _ = self.actor.slopes(policy_slope(chosen, through.sum(1), alpha), tape)
         return least[:, 0, :, 0], slopes
 
     def _update_temperature(self, entropy: Tensor, alpha: Tensor) -> Tensor:
@@ -302,32 +288,6 @@ class SAC:
         for name, optimiser in self._optimisers.items():
             prefix = f"adam/{name}/"
             optimiser.load({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-
-
-def _log_std(gate: Tensor) -> Tensor:
-    """Return the log std, of tanh(raw)."""
-    return torch.add(constant(LOG_STD_MIDDLE, gate.device), gate, alpha=LOG_STD_SLOPE)
-
-
-def _choose(out: Tensor, noise: Tensor) -> _Choice:
-    """Return what the policy's `out`, (S, B, 2 a), and standard normal `noise`, (S, B, a), choose.
-
-    With c = log(e^u + e^-u), which is finite where tanh rounds to 1: log(1 - tanh(u)^2) = 2 (log 2 - c). So log pi
-    is the sum over actions of  2 (c - log std / 2 - noise^2 / 4)  and of the constant -(log(2 pi) / 2 + 2 log 2).
-    """
-    mean, raw = out.chunk(2, -1)
-    gate = raw.contiguous().tanh()  # of a view it would cost six times as much
-    log_std = _log_std(gate)
-    deviation = log_std.exp() * noise
-    u = mean + deviation
-    half = torch.logaddexp(u, -u).sub(log_std, alpha=0.5).addcmul(noise, noise, value=-0.25).sum(-1)
-    constant = -noise.shape[-1] * (0.5 * math.log(2.0 * math.pi) + 2.0 * math.log(2.0))
-    return _Choice(u.tanh(), half.mul(2.0).add_(constant), deviation, gate)
-
-
-def _one_less_square(x: Tensor) -> Tensor:
-    """Return 1 - x^2."""
-    return torch.addcmul(constant(1.0, x.device), x, x, value=-1.0)
 
 
 def _own(x: Tensor, unit: float) -> Tensor:
