@@ -37,7 +37,7 @@ from dynarep.agents.squashed import Choice, choose, log_std, one_less_square, po
 from dynarep.configs.bro import BROConfig
 from dynarep.initialisers import halves, orthogonal
 from dynarep.nets import Net, Spec
-from dynarep.optimisers import Adam, Scalar
+from dynarep.optimisers import Adam, Scalar, restore, saved
 from dynarep.replay import Replay, draw, normal
 from dynarep.streams import streams
 
@@ -324,18 +324,11 @@ class BRO:
 
     def state(self) -> dict[str, Any]:
         """Return everything that learning changes, as a flat dictionary of tensors."""
-        state = {name: part.flat.detach().clone() for name, part in self._parts().items()}
-        for name, optimiser in self._optimisers.items():
-            state |= {f"adam/{name}/{key}": value for key, value in optimiser.state().items()}
-        return state
+        return saved(self._parts(), self._optimisers)
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore `state()`, in place."""
-        for name, part in self._parts().items():
-            part.flat.copy_(state[name])
-        for name, optimiser in self._optimisers.items():
-            prefix = f"adam/{name}/"
-            optimiser.load({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        restore(state, self._parts(), self._optimisers)
 
 
 def _unsquash(value: float) -> float:
