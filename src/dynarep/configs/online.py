@@ -22,7 +22,7 @@ class OnlineConfig(ProtocolConfig):
 
     name = "online"
     implementation = "dynarep.protocols.online:Online"
-    agents = frozenset({"sac", "mbpo", "mad_td"})
+    agents = frozenset({"bro", "sac", "mbpo", "mad_td"})
     budget = frozenset({"steps", "random_steps", "eval_every", "eval_episodes", "measure_every"}) | {
         "held_out_rows",
         "sharpness_rows",
@@ -35,6 +35,7 @@ class OnlineConfig(ProtocolConfig):
         | {"diverged"}
         | {f"critic/{name}" for name in ("q", "mc", "mc_soft", "bias", "bias_soft", "batch_q")}
         | {"batch/reward", "entropy", "temperature", "replay/reward", "synthetic/reward", "synthetic/negative"}
+        | {"optimist/kl", "optimist/optimism", "optimist/kl_weight"}
         | {"return/random", "drawdown/mean", "drawdown/max", "eval/success", "eval/success_last"}
         | (LATENT_METRICS | RETURN_METRICS | {"critic/over_early"})
         | {metric for metric in MODEL_METRICS if "decile" not in metric}  # hundreds of times in one run: too many rows

@@ -61,6 +61,7 @@ BLOCK = 25  # agent steps of one `advance`; a fixed number, so that a checkpoint
 LAST = 5  # evaluations whose mean is the final return (`ftfl` 4.8)
 UNSEEN = 10  # transitions that a model is judged on, at least
 LEARNED = {"critic/batch_q": "q1", "batch/reward": "reward", "entropy": "entropy", "temperature": "temperature"}
+LEARNED |= {"optimist/kl": "optimist_kl", "optimist/optimism": "optimism", "optimist/kl_weight": "kl_weight"}  # BRO's
 
 
 class Online(Protocol):
