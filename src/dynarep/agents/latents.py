@@ -1,0 +1,90 @@
+"""Latents that are drawn: independent normal distributions, their divergence, and returns along rollouts of them.
+
+Shapes: S seeds, B rows, L dimensions, K steps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dynarep.activations import constant
+
+
+class Gaussian(NamedTuple):
+    """Independent normal distributions: mean and deviation, (S, B, L) each."""
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return what standard normal `noise` makes, (S, B, L)."""
+        return torch.addcmul(self.mean, self.std, noise)
+
+    def rows(self, rows: slice) -> Gaussian:
+        """Return some of the rows."""
+        return Gaussian(self.mean[:, rows], self.std[:, rows])
+
+
+def gaussian(out: Tensor, limit: float, floor: float, ceiling: float) -> Gaussian:
+    """Return the distributions that numbers (S, B, 2 L) stand for: means and deviations, see `_Head`."""
+    return Gaussian(*_Head.apply(out, limit, floor, ceiling))  # type: ignore[no-untyped-call]
+
+
+class _Head(torch.autograd.Function):
+    """Numbers (S, B, 2 L) -> mean, limit tanh(raw / limit), and deviation, between floor and ceiling, (S, B, L) each.
+
+    u = ceiling - softplus(ceiling - raw), std = floor + softplus(u - floor). Composed: with g = sigmoid(raw - ceiling)
+    and c = exp(ceiling - floor), std = floor + log(1 + c g), and the derivative is c g (1 - g) / (1 + c g).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, limit: float, floor: float, ceiling: float) -> tuple[Tensor, Tensor]:
+        mean, raw = (part.contiguous() for part in out.chunk(2, -1))  # of views all would cost a multiple
+        one = constant(1.0, out.device)
+        t = mean.mul_(1.0 / limit).tanh_()
+        g = raw.sub_(ceiling).sigmoid_()
+        large = torch.add(one, g, alpha=math.exp(ceiling - floor))  # 1 + c g
+        ctx.save_for_backward(t, g, large)
+        return t * limit, large.log().add_(floor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        t, g, large = ctx.saved_tensors
+        one = constant(1.0, t.device)
+        by_mean = torch.addcmul(one, t, t, value=-1.0).mul_(grads[0])
+        by_raw = (large - 1.0).div_(large).mul_(one - g).mul_(grads[1])
+        return torch.cat([by_mean, by_raw], -1), None, None, None
+
+
+def kl_parts(p: Gaussian, q: Gaussian) -> tuple[Tensor, Tensor]:
+    """Return the two parts of KL(p | q) in nats, (S, B) each, summed over dimensions: of the means' distance, the rest.
+
+    (m_p - m_q)^2 / (2 s_q^2), and (r^2 - 1) / 2 - log r with r = s_p / s_q.
+    """
+    ratio = p.std / q.std
+    far = ((p.mean - q.mean) / q.std).square().sum(-1)
+    return 0.5 * far, (0.5 * (ratio.square() - 1.0) - ratio.log()).sum(-1)
+
+
+def kl(p: Gaussian, q: Gaussian) -> Tensor:
+    """Return KL(p | q) in nats, (S, B)."""
+    means, deviations = kl_parts(p, q)
+    return means + deviations
+
+
+def lambda_returns(rewards: Tensor, values: Tensor, discount: float, trace: float) -> Tensor:
+    """Return G_t = r_t + gamma [(1 - lambda) V_t+1 + lambda G_t+1], G_K = V_K, of t = 0 .. K - 1: (S, K, B).
+
+    `rewards` are r_0 .. r_K-1 and `values` V_1 .. V_K, (S, K, B) each.
+    """
+    found, after = [], values[:, -1]
+    for t in reversed(range(rewards.shape[1])):
+        after = rewards[:, t] + discount * torch.lerp(values[:, t], after, trace)
+        found.append(after)
+    return torch.stack(found[::-1], 1)
