@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -478,7 +479,7 @@ SAME_TWICE = [{"label": "Theirs, UTD 8 (b)"}]
         ),
         (
             {"to": {"variant": "mbpo", "metirc": "x"}}, (), None,
-            "claims.0.contrast.to.metirc: unknown key. Did you mean 'metric'? Allowed: at_frame, metric, variant,",
+            "claims.0.contrast.to.metirc: unknown key. Did you mean 'metric'? Allowed: at_frame, metric, task,",
         ),
         ({"kind": "level"}, (), None, "claims.0.contrast: a level has no 'to'"),
         (
@@ -720,3 +721,80 @@ def test_verdicts_are_read_as_they_were_written(tmp_path):
     for broken in ("[{}]", "{", "[1]"):
         path.write_text(broken)
         assert claims.read(path) is None
+
+
+# -- between tasks ------------------------------------------------------------------------------------------------
+
+
+def between(**changes):
+    """The trial's claim, as one arm's metric on one task against the same on another."""
+    claim = copy.deepcopy(TRIAL["claims"][0])
+    side = {"variant": "mbpo", "metric": "return/final", "worst": 1.0}
+    both = ["quadruped-walk", "Hopper-v5"]
+    of, to = (side | {"task": task} for task in both)
+    claim["contrast"] = {"kind": "ratio", "of": of, "to": to, "tasks": both} | changes
+    return claim | {"direction": "greater", "no_effect": 1, "smallest": 10}
+
+
+def judged_between(new_home, tmp_path, value):
+    experiment = synthetic.trial(new_home, claims=[between()])
+    write_runs(experiment, "paper", tmp_path, value)
+    return claims.judge(experiment, experiment.spec.judged()[0], "paper", tmp_path)
+
+
+def test_two_tasks_of_one_arm_are_compared_and_a_seeds_runs_on_both_are_a_pair(new_home, tmp_path):
+    """Without pairs the seeds' common factor, here 10 to the seed, would swamp the ratio."""
+    ratio = {"quadruped-walk": 20.0, "Hopper-v5": 1.0, "hopper-hop": 1e9}
+    found = judged_between(
+        new_home,
+        tmp_path,
+        lambda v, task, seed, *_: 10.0**seed * ratio[task] * (1.0 + 0.01 * (seed % 3) * ("5" in task)),
+    )
+    assert found.verdict == "supported"
+    assert found.estimate == pytest.approx(20.0, rel=0.02)
+    assert found.low > 19.0
+    assert list(found.per_task) == ["quadruped-walk against Hopper-v5"]
+    assert {Path(run).parts[1] for run in found.runs} == {"quadruped-walk", "Hopper-v5"}
+    assert len(found.runs) == 2 * found.n
+
+
+def test_the_same_on_both_tasks_is_no_support_for_a_difference_between_them(new_home, tmp_path):
+    found = judged_between(
+        new_home, tmp_path, lambda v, task, seed, *_: 10.0**seed * (1.0 + 0.1 * seed * ("5" in task))
+    )
+    assert found.verdict == "contradicted"
+
+
+def test_explaining_a_comparison_between_tasks_shows_every_pair(new_home, capsys):
+    experiment = synthetic.trial(new_home, claims=[between()])
+    write_runs(experiment, "paper", new_home / "results" / "runs", lambda v, task, seed, *_: 3.0 + ("q" in task))
+    with contextlib.suppress(SystemExit):
+        cli.main(["claims", "--explain", "Z1", "--tier", "paper"])
+    out = capsys.readouterr().out
+    assert out.count("quadruped-walk against Hopper-v5") >= 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tasks": ["quadruped-walk"]},
+        {"tasks": ["quadruped-walk", "hopper-hop"]},
+        {"to": {"variant": "mbpo", "metric": "return/final"}},
+        {"to": {"variant": "mbpo", "metric": "return/final", "task": "quadruped-walk"}},
+        {"kind": "difference", "units": {"quadruped-walk": 2.0}},
+    ],
+)
+def test_a_comparison_between_tasks_names_one_on_either_side_and_both(new_home, changes):
+    with pytest.raises(UserError, match="a 'task' on either side"):
+        synthetic.trial(new_home, claims=[between(**changes)])
+
+
+def test_a_comparison_between_tasks_needs_both_at_the_tier_with_the_same_seeds(new_home):
+    budget = {
+        "paper": [{"tasks": ["quadruped-walk"], "seeds": 3}, {"tasks": ["Hopper-v5"], "seeds": 3, "first_seed": 1}]
+    }
+    runs = copy.deepcopy(TRIAL["runs"])
+    for group in runs.values():
+        group["budget"] = budget
+    with pytest.raises(UserError, match=r"claims\.Z1\.tiers\.paper: both tasks need runs of the same seeds"):
+        synthetic.trial(new_home, claims=[between()], runs=runs)

@@ -41,7 +41,7 @@ def read(jobs: Sequence[Job], side: Measured, results: Path) -> Arm:
     arm = Arm([], [], 0, set())
     absent: list[str] = []
     for job in jobs:
-        if job.variant != side.variant:
+        if job.variant != side.variant or side.task not in (None, job.task):
             continue
         for seed, folder in zip(job.seeds, job.folders(), strict=True):
             try:

@@ -324,8 +324,16 @@ def _judging_faults(experiment: Experiment, claim: Judged) -> Iterator[str]:
         for side in absent:
             yield f"{where}.variant: '{side}' is not among those of {_runs(judging_groups)}.{nearest(side, variants)}"
         ran |= {job.task for job in jobs}
-        if not absent and not experiment.judging_jobs(claim, tier):
+        judging_jobs = experiment.judging_jobs(claim, tier) if not absent else []
+        if not absent and not judging_jobs:
             yield f"{where}.tiers.{tier}: no task of the claim is run by {' and '.join(dict.fromkeys(sides))} there."
+        elif judging_jobs and isinstance(claim.contrast, Contrast) and claim.contrast.across:
+            seeds = [
+                [seed for job in judging_jobs if (job.variant, job.task) == (s.variant, s.task) for seed in job.seeds]
+                for s in claim.sides
+            ]
+            if seeds[0] != seeds[1]:
+                yield f"{where}.tiers.{tier}: both tasks need runs of the same seeds there, for pairs."
     if isinstance(claim.contrast, Contrast) and claim.contrast.units:
         for task in ran & set(claim.contrast.tasks or ran) - set(claim.contrast.units):
             yield f"{where}.contrast.units: none for '{task}'. Write one for every task that judges the claim."

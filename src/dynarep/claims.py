@@ -222,7 +222,8 @@ def _two_sides(verdict: Verdict, claim: Claim, sides: Sequence[Arm]) -> tuple[Ar
             np.full(len(values), verdict.theirs[t]) for t, values in zip(verdict.tasks, sides[0].values, strict=True)
         ]
         sides.append(Arm(constant, [], 0, set()))
-    units = [claim.contrast.units.get(task, 1.0) for task in verdict.tasks]
+    places = [claim.contrast.across] if claim.contrast.across else verdict.tasks
+    units = [claim.contrast.units.get(task, 1.0) for task in places]
     for arm in sides:
         arm.values = [values / unit for values, unit in zip(arm.values, units, strict=True)]
     return sides[0], sides[1] if len(sides) > 1 else None
@@ -308,7 +309,7 @@ def _ranked(verdict: Verdict, experiment: Experiment, claim: RankClaim, results:
 
 def _compare(verdict: Verdict, claim: Claim, of: Arm, to: Arm | None) -> Verdict:
     """Estimate a contrast on all tasks and on each, and decide."""
-    tasks = verdict.tasks
+    tasks = [claim.contrast.across] if claim.contrast.across else verdict.tasks
     if claim.contrast.kind == "ratio":
         low = sum(int((values <= 0).sum()) for arm in filter(None, (of, to)) for values in arm.values)
         if low:

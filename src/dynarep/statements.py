@@ -22,13 +22,15 @@ FEWEST_RANKED = 5  # settings; the two-sided p-value of a perfect order of four 
 class Measured(Config):
     """A metric of one arm; `worst` stands in for a value that is not finite (divergence).
 
-    Its last value, or with `at_frame` the last one at or before that frame of a run that came so far.
+    Its last value, or with `at_frame` the last one at or before that frame of a run that came so far. On all tasks of
+    the contrast, or on one `task` alone: then both sides have one, for a comparison between tasks.
     """
 
     variant: str
     metric: str
     worst: float | None = None
     at_frame: int | None = Field(None, ge=0)
+    task: str | None = None
 
 
 class PublishedNumber(Config):
@@ -61,7 +63,8 @@ class Contrast(Config):
 
     `to` may be a published number; tasks without one are left out. `tasks` are those it is about; a tier judges it on
     those of them that it runs. Without: all that both sides run. `units` divide a task's values, so that tasks whose
-    returns differ by orders of magnitude can share a difference.
+    returns differ by orders of magnitude can share a difference. Sides with a `task` each are compared across tasks:
+    `tasks` are these two, and a seed's runs on both are a pair.
     """
 
     kind: Annotated[Literal["ratio", "difference", "level"], BeforeValidator(_known_kind)]
@@ -77,6 +80,21 @@ class Contrast(Config):
         if self.kind == "ratio" and self.units:
             raise ValueError("units cancel in a ratio; leave them out")
         return self
+
+    @model_validator(mode="after")
+    def _across_tasks(self) -> Contrast:
+        own = [side.task for side in (self.of, self.to) if isinstance(side, Measured)]
+        if any(own) and (len(own) < 2 or set(own) != set(self.tasks or ()) or len(set(own)) < 2 or self.units):
+            raise ValueError(
+                "a comparison between tasks has a 'task' on either side, another one each, and both of them in 'tasks'"
+            )
+        return self
+
+    @property
+    def across(self) -> str:
+        """Return what a comparison between tasks is called in place of a task; empty for any other."""
+        both = [side.task for side in (self.of, self.to) if isinstance(side, Measured) and side.task]
+        return " against ".join(both)
 
 
 class Agreement(Config):

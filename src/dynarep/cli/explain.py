@@ -113,6 +113,8 @@ def _values(experiment: Experiment, claim: Claim, verdict: Verdict, results: Pat
     table = Table(title="last values of each run", title_justify="left", title_style="dim")
     for name in ("task", "seed", *(f"{side.variant}: {side.metric}" for side in claim.sides), claim.unit):
         table.add_column(name, justify="left" if name == "task" else "right")
+    if claim.contrast.across:
+        sides = [{claim.contrast.across: next(iter(side.values()))} for side in sides]
     for task, of in sides[0].items():
         for seed, value in of.items():
             row = [value, *(side[task][seed] for side in sides[1:])]
