@@ -253,7 +253,7 @@ def test_when_a_run_records_follows_from_its_configuration(file, arm, times, uni
 
 
 def test_no_protocol_is_forgotten():
-    tested = {"online", "frozen", "model_fit", "policy_evaluation", "td_spectrum"}
+    tested = {"online", "frozen", "latent_fit", "model_fit", "policy_evaluation", "td_spectrum"}
     assert set(registry(ProtocolConfig)) == tested, "say in audit/contents.py when the new one records something"
 
 

@@ -294,7 +294,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     "key of a budget": (
         misspell(R1, f"{BUDGET}.updates", "update"), PLAN,
-        [R1, f"{BUDGET}.update: not a budget key", "'updates'?", "batch_size, chunk", "width"],
+        [R1, f"{BUDGET}.update: not a budget key", "'updates'?", "Allowed: batch_size", "width"],
     ),
     "key of settings": (
         misspell(R1, "runs.accelerated.settings.environment", "enviroment"), PLAN,
@@ -302,7 +302,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     "key of settings.agent": (
         misspell(R1, "runs.accelerated.settings.agent.discount", "discuont"), PLAN,
-        [R1, "runs.accelerated.settings.agent.discuont: unknown key", "'discount'?", "batch_size, chunk, bins"],
+        [R1, "runs.accelerated.settings.agent.discuont: unknown key", "'discount'?", "Allowed: batch_size, bins"],
     ),
     "key of settings.protocol": (
         put(R1, "runs.accelerated.settings.protocol", {"horizon_margn": 100}), PLAN,
@@ -314,11 +314,11 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     "key of a variant's agent": (
         misspell(R1, "variants.utd16_five.agent.model_fraction", "model_fractoin"), PLAN,
-        [R1, "variants.utd16_five.agent.model_fractoin: unknown key", "'model_fraction'?", "batch_size, chunk"],
+        [R1, "variants.utd16_five.agent.model_fractoin: unknown key", "'model_fraction'?", "Allowed: batch_size"],
     ),
     "key of the protocol among the agent's": (
         put(R1, "runs.accelerated.settings.agent.updates", 32), PLAN,
-        [R1, "runs.accelerated.settings.agent.updates: unknown key", "batch_size, chunk"],
+        [R1, "runs.accelerated.settings.agent.updates: unknown key", "Allowed: batch_size"],
     ),
     "key of a claim": (
         misspell(R1, "claims.0.no_effect", "no_efect"), PLAN,
@@ -495,7 +495,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     "table whose arm changes nothing that it shows": (
         edited(R1, lambda data: data.update(
             figure=None, claims=[], runs={}, table={"kind": "hyperparameters", "agents": ["sac"]}
-        )), PLAN, [R1, "variants.utd16_five.agent: unknown key 'model_fraction'", "batch_size, chunk"],
+        )), PLAN, [R1, "variants.utd16_five.agent: unknown key 'model_fraction'", "Allowed: batch_size"],
     ),
     "table of returns without a metric": (
         edited(R1, lambda data: data.update(figure=None, table={"kind": "returns", "agents": ["mad_td"]})), PLAN,

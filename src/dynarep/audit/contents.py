@@ -18,6 +18,7 @@ FINITE = {
     "online": ("critic/batch_q", "batch/reward", "entropy", "temperature", "eval/return", "return/final"),
     "frozen": ("q/on_policy",),
     "model_fit": ("reward/mse",),
+    "latent_fit": ("reward/mse", "kl/step"),
 }
 LAST, TOLERANCE = 5, 1e-7  # evaluations of the final return; nine digits were written
 
@@ -30,13 +31,17 @@ def times(config: RunConfig) -> list[Time]:
     if protocol.name == "online":
         steps = {p.random_steps, *range(p.eval_every, p.steps + 1, p.eval_every)}
         steps |= {at for at in range(p.measure_every, p.steps + 1, p.measure_every) if at > p.random_steps}
-        return [(at, at * repeat, max(0, at - p.random_steps) * ratio) for at in sorted(steps)]
+        first = p.random_steps - ratio if getattr(agent, "pretrain", False) else 0  # of the first step that learns
+        made = [(first + (at - p.random_steps) * ratio) * (at > p.random_steps) for at in sorted(steps)]
+        return [(at, at * repeat, n) for at, n in zip(sorted(steps), made, strict=True)]
     if protocol.name == "frozen":
         updates = {0, *(-(-at // ratio) * ratio for at in (*p.measure_at, p.updates))}
         n = p.transitions + p.held_out
     elif protocol.name == "model_fit":
         updates = {*p.measure_at, p.updates} if p.measure_at else {*range(p.chunk, p.updates, p.chunk), p.updates}
         n = p.transitions
+    elif protocol.name == "latent_fit":
+        updates, n = {*p.measure_at, p.updates}, p.transitions
     elif protocol.name == "policy_evaluation":
         learns = getattr(agent, "learns_a_model", lambda: False)()
         updates = {*p.measure_at, p.updates} | ({0} if learns and p.model_updates else set())
