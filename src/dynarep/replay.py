@@ -154,6 +154,44 @@ def draw(generators: Sequence[np.random.Generator], size: int | Sequence[int], s
     return torch.from_numpy(np.stack([g.integers(n, size=shape) for g, n in zip(generators, sizes, strict=True)]))
 
 
+def draw_slices(
+    generators: Sequence[np.random.Generator],
+    starts: Sequence[Sequence[int]],
+    stored: tuple[int, int],
+    length: int,
+    count: int,
+) -> np.ndarray:
+    """Draw slices of `length` consecutive agent steps inside finished episodes, all of them alike likely.
+
+    Args:
+        generators: one per seed.
+        starts: agent steps before each episode of a seed, ascending; its last episode is under way.
+        stored: the oldest agent step whose transition is still there, and how many there were in all.
+        length: at most as many as there are.
+        count: slices.
+
+    Returns:
+        The agent steps where they begin, (S, count) of int64. A seed whose finished episodes hold no slice draws from
+        the one under way (ours: short tests have no finished one); one that has none there either, its simulation
+        having blown up just before, gets its newest steps.
+    """
+    oldest, done = stored
+    drawn = []
+    for generator, own in zip(generators, starts, strict=True):
+        bounds = np.asarray(own)
+        first = np.maximum(bounds[:-1], oldest)
+        room = np.maximum(bounds[1:] - first - length + 1, 0)
+        if not room.any():
+            under_way = max(int(bounds[-1]), oldest)
+            first = np.array([min(under_way, done - length)])
+            room = np.array([done - length - first[0] + 1])
+        ends = np.cumsum(room)
+        place = generator.integers(ends[-1], size=count)
+        episode = np.searchsorted(ends, place, side="right")
+        drawn.append(first[episode] + place - (ends - room)[episode])
+    return np.stack(drawn)
+
+
 def spread(generators: Sequence[np.random.Generator], sizes: Sequence[int], count: int) -> Tensor:
     """Draw row indices, (S, count) on the host, that cover the rows evenly: each as often as any other, or once more.
 

@@ -80,7 +80,7 @@ class Units(NamedTuple):
 class Work(NamedTuple):
     """Equal pieces of work: the rate they are priced at (plan.py), the GFLOP of one per seed, how many.
 
-    Rates are an agent's name (its updates), or what is no update: "act", "rollout", "simulator".
+    Rates are an agent's name (its updates), or what is no update: "act", "rollout", "plan", "simulator".
     """
 
     rate: str
@@ -90,11 +90,18 @@ class Work(NamedTuple):
     @property
     def updates(self) -> int:
         """Return the gradient updates among it."""
-        return 0 if self.rate in ("act", "rollout", "simulator") else self.units
+        return 0 if self.rate in ("act", "rollout", "plan", "simulator") else self.units
 
 
 class AgentConfig(PartConfig):
-    """Hyperparameters of an agent. What it costs is for the estimates of `dynarep plan` alone."""
+    """Hyperparameters of an agent. What it costs is for the estimates of `dynarep plan` alone.
+
+    Class attributes: `latent_critic` says that its critic reads latents and can be looked at from inside
+    (`protocols.evaluation.critic_on`); `in_episodes` that it wants to know how long episodes are and where they begin.
+    """
+
+    latent_critic: ClassVar[bool] = False
+    in_episodes: ClassVar[bool] = False
 
     def update_flops(self, obs_size: int, action_size: int) -> float:
         """Return matrix-multiply operations of one update of one seed."""

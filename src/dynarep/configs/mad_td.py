@@ -14,6 +14,7 @@ class MadTDConfig(AgentConfig):
 
     name = "mad_td"
     implementation = "dynarep.agents.mad_td:MadTD"
+    latent_critic = True
     budget = frozenset(
         {
             "width", "batch_size", "updates_per_step", "freeze_model_after", "reset_every", "plan_samples",

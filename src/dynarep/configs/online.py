@@ -22,14 +22,14 @@ class OnlineConfig(ProtocolConfig):
 
     name = "online"
     implementation = "dynarep.protocols.online:Online"
-    agents = frozenset({"bro", "sac", "mbpo", "mad_td"})
+    agents = frozenset({"bro", "sac", "mbpo", "mad_td", "td_mpc2"})
     budget = frozenset({"steps", "random_steps", "eval_every", "eval_episodes", "measure_every"}) | {
         "held_out_rows",
         "sharpness_rows",
     }
 
     # Which of them a run has depends on its agent: without a model there are no synthetic/* and no model metrics; with
-    # a critic on latents there are that critic's, and no entropy; on Meta-World there are successes.
+    # a critic on latents that says so there are that critic's, and no entropy; on Meta-World there are successes.
     metrics = frozenset(
         {"eval/return", "eval/length", "train/return", "return/final", "return/area", "return/area_learning"}
         | {"diverged"}
@@ -77,6 +77,12 @@ class OnlineConfig(ProtocolConfig):
         """Return the agent steps after which the agent learns."""
         return self.steps - self.random_steps
 
+    def updates_after(self, steps: int, agent: AgentConfig) -> int:
+        """Return the updates that an agent has made after so many agent steps, whatever model it has left out."""
+        ratio = int(getattr(agent, "updates_per_step", 1))
+        first = self.random_steps - ratio if getattr(agent, "pretrain", False) else 0  # beyond every other step's
+        return first + (steps - self.random_steps) * ratio if steps > self.random_steps else 0
+
     def evaluations(self) -> tuple[int, int]:
         """Return how many there are along the run, and their episodes."""
         return self.steps // self.eval_every, self.eval_episodes
@@ -89,7 +95,10 @@ class OnlineConfig(ProtocolConfig):
     def work(self, agent: AgentConfig, obs_size: int, action_size: int) -> list[Work]:
         """Return acting, and what the agent learns."""
         acting = Work("act", 0.0, self.steps)
-        return [acting, *agent.learning_work(self.learning_steps(), obs_size, action_size)]
+        work = [acting, *agent.learning_work(self.learning_steps(), obs_size, action_size)]
+        if getattr(agent, "pretrain", False):
+            work.append(agent.update_work(self.random_steps, obs_size, action_size))
+        return work
 
     def rows(self, agent: AgentConfig) -> int:
         """Return the replay's transitions and those that the agent has made itself."""

@@ -149,7 +149,7 @@ def from_config(config: EnvironmentConfig) -> Env:
 
 
 def episode_steps(config: EnvironmentConfig) -> int:
-    """Return the agent steps of an episode by its time limit, for cost estimates alone; imports no simulator."""
+    """Return the agent steps of an episode by its time limit; imports no simulator."""
     if config.suite == "dial":
         return config.dials.episode_steps
     return math.ceil({"metaworld": 200}.get(config.suite, 1000) / config.action_repeat)

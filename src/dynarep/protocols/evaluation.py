@@ -35,6 +35,7 @@ EARLY_FRAMES = 200_000  # of the early peak of over-estimation (`mad-td` 4.1)
 LARGEST_REWARD = {"dmc": 1.0, "metaworld": 10.0, "dial": 1.0}  # of a frame; Gymnasium's tasks have no common one
 Generators = Sequence[np.random.Generator]
 Simulate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Act = Callable[[Tensor, np.ndarray, np.ndarray], Tensor]  # observations; numbers of their episodes, steps in them
 Stepped = tuple[np.ndarray, np.ndarray, float, bool]  # obs, action, reward, success of an agent step
 
 
@@ -55,18 +56,21 @@ class Evaluator:
         """Play every seed's noise-free episodes, in lock-step; one begins when the seed's last is over.
 
         Args:
-            agent: has `act`, observations (S, 1, o) -> actions (S, 1, a).
+            agent: has `act`, observations (S, 1, o) -> actions (S, 1, a); one that wants to know of which episode they
+                are, and which step of it, also `player`, see `agents.mppi`.
             episodes: how many of each seed.
             at: when in the run: with the seed, it names the episodes' first states.
         """
         if isinstance(self.envs[0], Dial):
             return self._play_together(self.envs[0], agent, episodes, at)
+        act = _actor(agent, at)
         played: list[list[Episode]] = [[] for _ in self.seeds]
         first = [Call(env, "reset", (self._first(s, at, 0),)) for env, s in zip(self.envs, self.seeds, strict=True)]
         obs = np.stack(raised(together(first)))
         logs: list[list[Stepped]] = [[] for _ in self.seeds]
         while any(len(done) < episodes for done in played):
-            wanted = host(agent.act(here(obs[:, None])))[:, 0]
+            places = np.array([[[len(done)], [len(log)]] for done, log in zip(played, logs, strict=True)])
+            wanted = host(act(here(obs[:, None]), places[:, 0], places[:, 1]))[:, 0]
             playing = [k for k, done in enumerate(played) if len(done) < episodes]
             actions = [usable(wanted[k], k, self.diverged) for k in playing]
             steps = together([Call(self.envs[k], "step", (a,)) for k, a in zip(playing, actions, strict=True)])
@@ -87,12 +91,13 @@ class Evaluator:
 
     def _play_together(self, env: Dial, agent: Any, episodes: int, at: int) -> list[list[Episode]]:
         """Play all of them at once."""
-        shape = len(self.seeds), episodes
+        shape, act = (len(self.seeds), episodes), _actor(agent, at)
+        numbers = np.arange(episodes)[None].repeat(len(self.seeds), 0)
         fleet = Fleet(env, [self._first(seed, at, episode) for seed in self.seeds for episode in range(episodes)])
         log: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         while not fleet.over:
             obs = fleet.obs.reshape(*shape, -1)
-            wanted = host(agent.act(here(obs)))
+            wanted = host(act(here(obs), numbers, np.full(shape, len(log))))
             finite = np.isfinite(wanted).all(-1)
             self.diverged |= ~finite.all(1)
             action = np.where(finite[..., None], wanted, 0.0)
@@ -122,6 +127,15 @@ class Evaluator:
             terminated=last is not None and last.terminated,
             success=np.array(success, bool) if env.reports_success else None,
         )
+
+
+def _actor(agent: Any, at: int) -> Act:
+    """Return what acts in evaluation `at`: an agent's `player`, if there is one, or `act`."""
+    player = agent.player(at) if hasattr(agent, "player") else None
+    if player is None:
+        return lambda obs, episodes, steps: agent.act(obs)
+    act: Act = player.act
+    return act
 
 
 def returns_of(played: Sequence[Sequence[Episode]], unit: float = 1.0) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ Agent steps are counted when they are complete; `frame` is their number times th
 episodes are those of `collect.random_transitions` for the same seed.
 
 SAC's targets stop where m = 0: only where the task truly ended, not at a time limit. MAD-TD's never stop, m multiplies
-its losses: 0 at an end of either kind (`mad-td` 3.7).
+its losses: 0 at an end of either kind (`mad-td` 3.7). TD-MPC2 does not look at m.
 
 With `held_out`, a share of the transitions is stored but never learned from. Which ones is drawn in advance, from the
 seed alone; the first is always learned from and the second always held out, so that neither part is ever empty.
@@ -39,7 +39,7 @@ from dynarep.configs import AgentConfig, EnvironmentConfig, ProtocolConfig
 from dynarep.configs.online import OnlineConfig, asks_simulator
 from dynarep.diagnostics.model import report
 from dynarep.diagnostics.stability import drawdown
-from dynarep.envs import EnvError
+from dynarep.envs import EnvError, episode_steps
 from dynarep.envs.dial import Dial, Fleet
 from dynarep.envs.workers import Call, in_workers, raised, several, together
 from dynarep.placement import here, host
@@ -70,11 +70,14 @@ class Online(Protocol):
     The agent is made of its configuration, the sizes of observation and action, the seeds and the task's name. It has
     the methods of `agents.sac.SAC`: explore, act, learn, q, state, load; and log_prob_sample and a temperature if its
     values include entropy. One with a model, like `agents.mbpo.MBPO`, also has an `ensemble` and a buffer `synthetic`,
-    and says so: `learns_a_model`. One with `encode`, like `agents.mad_td.MadTD`, has a critic on latents.
+    and says so: `learns_a_model`. One like `agents.mad_td.MadTD` has a critic on latents that can be looked at from
+    inside, and says so: `latent_critic`. One that says `in_episodes`, like `agents.td_mpc2.TDMPC2`, is also given an
+    episode's agent steps and where each episode began.
 
     Raises:
         ValueError: the replay is too small to play an episode again, or all of them where the simulator's states are
-            needed; transitions are held out from an agent that wants the whole replay.
+            needed; transitions are held out from an agent that wants the whole replay; learning would begin before an
+            agent that learns from slices has one.
     """
 
     def __init__(
@@ -92,14 +95,19 @@ class Online(Protocol):
         self.replay = Replay({**fields, "mask": ()}, len(self.seeds), capacity)
         module, name = agent.implementation.split(":")
         make = getattr(importlib.import_module(module), name)
-        units = {"units": env.units} if getattr(agent, "unit_free", False) else {}
-        self.agent: Any = make(agent, env.obs_size, env.action_size, self.seeds, environment.task, **units)
+        self.starts: list[list[int]] = [[] for _ in seeds]  # agent steps before each episode of a seed
+        also: dict[str, Any] = {"units": env.units} if getattr(agent, "unit_free", False) else {}
+        if agent.in_episodes:
+            if protocol.random_steps < (least := agent.horizon):  # type: ignore[attr-defined]
+                raise ValueError(f"random_steps, {protocol.random_steps}: must be at least {least}, a slice")
+            also |= {"episode_steps": episode_steps(environment), "starts": self.starts}
+        self.agent: Any = make(agent, env.obs_size, env.action_size, self.seeds, environment.task, **also)
         self._learns_a_model = getattr(agent, "learns_a_model", lambda: False)()
 
-        self._latent = hasattr(self.agent, "encode")
-        self._ceiling = ceiling(environment, self.agent.config.discount) if self._latent else math.inf
+        self._latent = agent.latent_critic
+        soft = hasattr(self.agent, "log_prob_sample")  # values with entropy have no bound
+        self._ceiling = math.inf if soft else ceiling(environment, self.agent.config.discount)
 
-        self.starts: list[list[int]] = [[] for _ in seeds]  # agent steps before each episode of a seed
         self.returns: list[list[float]] = [[] for _ in seeds]  # of the episodes that are over
         self._return = [0.0] * len(self.seeds)  # of the one under way
         self._split(environment, asks_simulator(agent))
@@ -333,7 +341,7 @@ class Online(Protocol):
         )
 
     def _record(self, found: Mapping[str, Sequence[float]]) -> None:
-        updates = max(0, self.done - self.config.random_steps) * self.agent.config.updates_per_step
+        updates = self.config.updates_after(self.done, self.agent.config)
         self.metrics.add(self.done, self.done * self.envs[0].action_repeat, updates, found)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
