@@ -44,6 +44,39 @@ def test_collecting_is_acting_at_random_with_one_environment_for_all_seeds(made)
     assert not data[0].snapshots
 
 
+REACH = EnvironmentConfig(suite="metaworld", task="metaworld-reach")
+TURNS = {"limit": 20, "expert_noise": 0.1}
+
+
+def test_the_expert_acts_in_every_second_episode_and_the_others_stay_as_they_were():
+    env = envs.from_config(REACH)
+    alone, turns = random_transitions(env, 1, 60, limit=20), random_transitions(env, 1, 60, **TURNS)
+    for part in (slice(20), slice(40, 60)):
+        for name in FIELDS:
+            np.testing.assert_array_equal(getattr(alone, name)[part], getattr(turns, name)[part], name)
+    other = slice(20, 40)
+    np.testing.assert_array_equal(alone.obs[20], turns.obs[20])  # the same goal
+    act = env.expert()
+    scripted = np.array([act(obs) for obs in turns.obs[other]])
+    free = np.abs(turns.action[other]) < 1
+    assert 0.05 < (turns.action[other] - scripted)[free].std() < 0.15
+    assert np.abs(turns.action).max() == 1  # clipped
+    exact = random_transitions(env, 1, 40, limit=20, expert_noise=0.0)
+    np.testing.assert_array_equal(exact.action[other], np.array([act(obs) for obs in exact.obs[other]], np.float32))
+
+
+def test_noise_of_the_expert_is_the_seeds_own_and_another_files(tmp_path, made):
+    with cached_in(tmp_path):
+        first, second = collect(REACH, [1, 2], 30, **TURNS)
+        again = collect(REACH, [2], 30, **TURNS)[0]
+        assert len(made) == 1
+        assert same(second, again)
+        collect(REACH, [1], 30, limit=20, expert_noise=0.2)
+        collect(REACH, [1], 30, limit=20)
+    assert len(made) == 3
+    assert not np.array_equal(first.action[20:], second.action[20:])
+
+
 def test_what_is_cached_comes_back_to_the_byte_and_without_a_simulator(tmp_path, made):
     fresh = collect(TASK, [3, 4], STEPS)
     with cached_in(tmp_path / "cache"):

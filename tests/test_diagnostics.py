@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from dynarep.agents.ensemble import Ensemble
 from dynarep.configs.mbpo import EnsembleConfig
-from dynarep.configs.model_fit import MODEL_METRICS
+from dynarep.configs.model_fit import INCREMENT_METRICS, MODEL_METRICS
 from dynarep.diagnostics import model
 from dynarep.diagnostics.critic import Episode, against_return
 from dynarep.diagnostics.model import gradient_norms, inflation, percent_model_error, reward_fit, variance_levels
@@ -237,6 +237,75 @@ def test_a_diverged_model_is_reported_and_not_a_crash() -> None:
     assert not np.isfinite(found["reward/mse"]).any()
     assert math.isnan(found["inflation/share"][0])
     assert found["inflation/share"][1] == 1
+
+
+# Increments: on the same ensembles, and by hand
+
+
+def test_increments_are_judged_entry_by_entry_and_still_ones_left_out() -> None:
+    """Three entries that move, by 1, 0.01 and 1e-4, and two that do not."""
+    signs = torch.tensor([1.0, -1.0]).double().repeat(50)
+    moves = signs[:, None] * torch.tensor([1.0, 0.01, 1e-4, 0.0, 1e-8]).double()
+    variance = torch.tensor([4.0, 1e-4, 1e-8 / 4, 1.0, 1.0]).double()
+    found = model.increment_fit(moves * torch.tensor([1.5, 3.0, 1.0, 1.0, 9.0]), variance, 1.2 * moves, moves, 1e-3)
+    assert found["live"] == 3
+    assert found["below_floor"] == pytest.approx(2 / 3)
+    assert found["sd_ratio"] == pytest.approx((2 * 1 * 0.5) ** (1 / 3))
+    assert found["inflated"] == 1
+    found = model.increment_fit(moves * torch.tensor([1.5, 3.0, 0.9, 1.0, 9.0]), variance, 1.09 * moves, moves, 1e-3)
+    assert found["nmse"] == pytest.approx((0.25 * 4 * 0.01) ** (1 / 3))
+    assert found["r2"] == pytest.approx(0.75)  # the entry in the middle
+    assert found["inflated"] == 0  # 1.09 squared is 1.19
+
+
+def test_predicting_no_change_knows_nothing_of_increments_and_the_noise_floor_drowns_them() -> None:
+    """Steps of a thousandth: a raw model's deviation is exp(-5) at least; of a direct one the mean is far off, too."""
+    obs = normal(2, 4000, 2)
+    batch = transitions(4000, obs=obs, next_obs=obs + 0.001 * normal(2, 4000, 2, seed=2))
+    found = model.increments(constant([0, 0, 0], -9.999), batch, generators(), slice(0))
+    assert found["increment/nmse"] == pytest.approx([1, 1], abs=1e-3)
+    assert found["increment/r2"] == pytest.approx([0, 0], abs=1e-3)
+    assert found["increment/sd_ratio"] == pytest.approx([1000 * math.exp(-5)] * 2, rel=0.05)
+    assert found["increment/below_floor"] == found["increment/inflated"] == [1, 1]
+    direct = model.increments(constant([0, 0, 0], -9.999, target="direct"), batch, generators(), slice(0))
+    assert direct["increment/nmse"] == pytest.approx([1e6, 1e6], rel=0.1)
+
+
+def test_increments_of_entries_left_out_do_not_count_but_in_the_scales() -> None:
+    obs = torch.zeros(2, 2000, 2)
+    wide = normal(2, 2000, 2, seed=2) * torch.tensor([3.0, 4.0])
+    batch = transitions(2000, obs=obs, next_obs=wide)
+    ensemble = constant([0, 0, 0.5], math.log(0.25))
+    both, one = (model.increments(ensemble, batch, generators(), part) for part in (slice(0), slice(1, 2)))
+    assert (both["increment/live"], one["increment/live"]) == ([2, 2], [1, 1])
+    assert one["increment/sd_ratio"] == pytest.approx([0.5 / 3] * 2, rel=0.05)
+    assert both["increment/sd_ratio"] == pytest.approx([0.5 / math.sqrt(12)] * 2, rel=0.05)
+    for found in (both, one):
+        assert found["increment/over_reward"] == pytest.approx([25 / 0.25] * 2, rel=0.05)
+
+
+def test_increments_are_those_of_elites_and_of_each_seed() -> None:
+    ensemble = constant([0, 0, 0.5], 0.0)
+    ensemble.net.parameter("/2.bias")[:, 0, :2] = 5.0
+    ensemble.elites = torch.tensor([[1, 2], [0, 1]])  # the second seed chose the bad member
+    obs = normal(2, 2000, 2)
+    batch = transitions(2000, obs=obs, next_obs=obs + normal(2, 2000, 2, seed=2))
+    found = model.increments(ensemble, batch, generators(), slice(0))
+    assert found["increment/nmse"] == pytest.approx([1, 1 + 2.5**2], rel=0.1)
+
+
+def test_increments_of_a_diverged_model_and_of_a_world_that_stands_still_are_no_numbers() -> None:
+    diverged = constant([0, 0, 0], 0.0)
+    diverged.net.flat[:3] = math.nan  # the first seed
+    found = model.increments(diverged, transitions(64), generators(), slice(0))
+    for name in ("nmse", "r2", "sd_ratio", "inflated"):
+        assert [math.isnan(value) for value in found[f"increment/{name}"]] == [True, False], name
+    still = transitions(64, obs=torch.ones(2, 64, 2), next_obs=torch.ones(2, 64, 2))
+    found = model.increments(constant([0, 0, 0], 0.0), still, generators(), slice(0))
+    assert found["increment/live"] == [0, 0]
+    assert found.keys() == {*INCREMENT_METRICS}
+    for name in INCREMENT_METRICS - {"increment/live", "increment/over_reward"}:
+        assert math.isnan(found[name][0]), name
 
 
 # The reward's share of the gradient

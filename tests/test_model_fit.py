@@ -1,13 +1,16 @@
 """The model-fit protocol: whose numbers do not depend on when it is measured, interrupted, or who runs beside it."""
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
+from dynarep.cache import cached_in
 from dynarep.configs import EnvironmentConfig
 from dynarep.configs.mbpo import EnsembleConfig
-from dynarep.configs.model_fit import MODEL_METRICS, ModelFitConfig
+from dynarep.configs.model_fit import INCREMENT_METRICS, MODEL_METRICS, ModelFitConfig
 from dynarep.diagnostics import model
+from dynarep.envs import EnvError
 from dynarep.protocols.model_fit import ModelFit
 from dynarep.streams import stream
 
@@ -104,3 +107,68 @@ def test_a_reward_unit_scales_raw_rewards_and_leaves_a_normalised_model_as_it_wa
     for metric, power in (("reward/mean_real", 1), ("reward/mean_predicted", 1), ("reward/mse", 2), ("reward/nmse", 0)):
         assert value[scaled][metric] == pytest.approx(0.25**power * value[plain][metric], rel=1e-3), metric
     assert value[scaled]["inflation/log_ratio"] == pytest.approx(value[plain]["inflation/log_ratio"], abs=1e-3)
+
+
+# Expert and random data, and increments
+
+
+MIXED = {"behaviour": "half_expert", "increments": True, "transitions": 256, "updates": 20}  # 56 of them an expert's
+REACH = EnvironmentConfig(suite="metaworld", task="metaworld-reach")
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory):
+    """Each seed's transitions are made once."""
+    with cached_in(tmp_path_factory.mktemp("cache")):
+        yield
+
+
+def test_increments_are_measured_on_request_and_change_no_other_number(collected):
+    with_them, without = fit((0,), REACH, **MIXED), fit((0,), REACH, **{**MIXED, "increments": False})
+    assert {row.metric for row in with_them.metrics.rows[0]} == ModelFitConfig.metrics
+    kept = [row for row in with_them.metrics.rows[0] if row.metric not in INCREMENT_METRICS]
+    assert [(row.metric, row.update) for row in kept] == [(r.metric, r.update) for r in without.metrics.rows[0]]
+    np.testing.assert_array_equal([row.value for row in kept], [row.value for row in without.metrics.rows[0]])
+
+
+def test_increments_leave_out_what_repeats_the_frame_before_and_only_there(collected):
+    protocol = fit((0, 1), REACH, **MIXED)
+    draws = [[stream(seed, "measure", 20, "increments") for seed in (0, 1)] for _ in range(2)]
+    without, with_all = (
+        model.increments(protocol.ensemble, protocol.evaluation, generators, left_out)
+        for generators, left_out in zip(draws, (slice(18, 36), slice(0)), strict=True)
+    )
+    for metric in INCREMENT_METRICS:
+        assert protocol.metrics.latest(metric) == pytest.approx(without[metric]), metric
+    assert all(np.array(with_all["increment/live"]) >= 1.5 * np.array(without["increment/live"]))
+    hopper = fit((0,), increments=True)
+    everything = model.increments(
+        hopper.ensemble, hopper.evaluation, [stream(0, "measure", 25, "increments")], slice(0)
+    )
+    assert hopper.metrics.latest("increment/nmse") == pytest.approx(everything["increment/nmse"])
+    assert hopper.metrics.latest("increment/live") == [11]
+
+
+def test_rewards_vary_only_where_an_expert_acts(collected):
+    variance = {
+        behaviour: fit((0,), REACH, **{**MIXED, "behaviour": behaviour, "updates": 10}).metrics.latest(
+            "reward/variance"
+        )
+        for behaviour in ("random", "half_expert")
+    }
+    assert variance["half_expert"][0] > 3 * variance["random"][0]
+
+
+def test_a_seeds_bytes_do_not_depend_on_its_block_with_an_expert(collected):
+    together, alone = fit((0, 1), REACH, **MIXED), fit((1,), REACH, **MIXED)
+    assert together.metrics.csv(1) == alone.metrics.csv(0)
+
+
+def test_a_suite_without_an_expert_is_refused():
+    with pytest.raises(EnvError, match=r"Hopper-v4 has no scripted policy.*take random actions"):
+        fit((0,), behaviour="half_expert", transitions=800)
+
+
+def test_whose_data_they_are_is_in_the_name_of_the_folder():
+    assert ModelFitConfig().label() == "model_fit"
+    assert ModelFitConfig(behaviour="half_expert").label() == "model_fit-half_expert"
