@@ -34,7 +34,7 @@ from dynarep.replay import normal
 
 FLOOR = 0.11  # ours: a deviation below it lies at its floor, 0.1 (`extensions` A2)
 SATURATED = 25.0  # `extensions` A8: of means within +-30
-RIDGE = 1e-3  # ours: penalty per training row on coefficients of standardised latents
+RIDGE = 1e-6  # ours: penalty per training row on coefficients of standardised latents, for those that say the same
 LOST = 0.5  # ours: a channel of which a linear probe explains less counts as lost
 
 Rows = Mapping[str, Tensor]  # fields of transitions, (S, N, ...)
