@@ -290,7 +290,7 @@ class ALM:
         Returns:
             Each (S,), at the parameters of before the respective step: `critic_loss`, `critic_grad_norm`, `q1`, the
             mean of critic 1, and `reward`, the minibatch's mean, both in reported units; `actor_loss`,
-            `actor_grad_norm`. With a model also, per step, `kl` in nats, its weight `kl_weight`, `model_reward`;
+            `actor_grad_norm`. With a model also, per step, `kl` in nats, its weight `balance`, `model_reward`;
             `value` of the last latent; `representation_loss`, `representation_grad_norm`; `reward_loss`, of the reward
             network's target; `classifier_loss`, `classifier_accuracy`; in the actor's rollouts `imagined_reward` and
             `intrinsic`, the weighted difference of logits. Norms are those before clipping.
@@ -357,7 +357,7 @@ class ALM:
         weight = self._kl_weight()
         loss = c.horizon * (weight * terms["kl"] - terms["reward"]) - terms["value"]
         norm = self._step(loss, *(name for name in ("encoder", "model") if name in self._optimisers))
-        found = {"kl": now, "kl_weight": weight, "model_reward": terms["reward"], "value": terms["value"]}
+        found = {"kl": now, "balance": weight, "model_reward": terms["reward"], "value": terms["value"]}
         found |= {"representation_loss": loss, "representation_grad_norm": norm}
         return {name: value.detach() for name, value in found.items()}
 

@@ -22,7 +22,7 @@ class OnlineConfig(ProtocolConfig):
 
     name = "online"
     implementation = "dynarep.protocols.online:Online"
-    agents = frozenset({"bro", "sac", "mbpo", "mad_td", "td_mpc2"})
+    agents = frozenset({"alm", "bro", "sac", "mbpo", "mad_td", "td_mpc2"})
     budget = frozenset({"steps", "random_steps", "eval_every", "eval_episodes", "measure_every"}) | {
         "held_out_rows",
         "sharpness_rows",

@@ -111,7 +111,7 @@ class LatentFit(Protocol):
             for purpose in ("measure", "judged sequences", "seen sequences")
         )
         sequences = agent.sequences(self.held, held, SEQUENCES)
-        weight, std = terms["kl_weight"], agent.std(self.done)
+        weight, std = terms["balance"], agent.std(self.done)
         found = aligned.report(agent, self.unseen, sequences, self.seen, generators, std, weight)
         batches = [agent.sequences(self.training, seen, agent.config.batch_size) for _ in range(BATCHES)]
         found |= aligned.gradients([agent.gradient_shares(batch, k) for k, batch in enumerate(batches)])
