@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import field_validator
+
 from dynarep.configs import AgentConfig, Work, hp
 
 
@@ -48,6 +50,13 @@ class BROConfig(AgentConfig):
     initial_kl_weight: float = hp(0.25, "[code]", gt=0)
     target_kl: float = hp(0.05, "[code] per action dimension", gt=0)
     std_multiplier: float = hp(0.75, "[code] of the conservative actor's deviation", gt=0)
+
+    @field_validator("resets")
+    @classmethod
+    def _rising(cls, resets: tuple[int, ...]) -> tuple[int, ...]:
+        if any(b <= a for a, b in zip((-1, *resets), resets, strict=False)):
+            raise ValueError(f"resets, {list(resets)}: must be agent steps from 0 on, each after the one before")
+        return resets
 
     def reset_steps(self) -> tuple[int, ...]:
         """Return the agent steps, counted from 0, whose learning begins with a reset.
