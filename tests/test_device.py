@@ -16,17 +16,30 @@ from dynarep import optimisers, placement, process
 from dynarep.agents.mad_td import MadTD
 from dynarep.agents.mbpo import MBPO
 from dynarep.agents.sac import SAC
+from dynarep.agents.td_mpc2 import TDMPC2
 from dynarep.cli import main
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.configs.mbpo import MBPOConfig
 from dynarep.configs.model_fit import ModelFitConfig
 from dynarep.configs.sac import SACConfig
+from dynarep.configs.td_mpc2 import TDMPC2Config
 from dynarep.errors import UserError
 from dynarep.protocols.model_fit import ModelFit
 from dynarep.replay import Replay, draw
 from pretend import Far, fetched, pretend
 
 HOPPER, MODEL, SMALL = test_online.HOPPER, test_online.MODEL, test_online.SMALL
+TD_MPC2 = TDMPC2Config(
+    width=16,
+    encoder_width=16,
+    latent=16,
+    batch_size=32,
+    plan_samples=32,
+    plan_elites=8,
+    plan_priors=4,
+    plan_iterations=1,
+    pretrain=False,
+)
 BRIEF = {"steps": 40, "random_steps": 36, "eval_every": 20, "measure_every": 2}
 LONGER = {"steps": 60, "random_steps": 46, "eval_every": 30, "measure_every": 12}  # a model is judged after ten steps
 
@@ -67,6 +80,7 @@ OTHERS = {
     "frozen": lambda: test_frozen.build([3, 0], settings={"eval_episodes": 1, "sharpness_rows": 32}),
     "model_fit": model_fit,
     "policy_evaluation": lambda: test_policy_evaluation.build([3, 0]),
+    "td_mpc2": online(TD_MPC2, **LONGER),
     "dial": lambda: test_online.build([3, 0], "sac", DIAL, **LONGER),
 }
 DIAL = test_online.PENDULUM.model_copy(update={"suite": "dial", "task": "dial-reach", "action_repeat": 1})
@@ -144,6 +158,8 @@ def test_learning_waits_for_nothing(updates):
     assert learning(lambda: SAC(SACConfig(**SMALL, updates_per_step=updates), 5, 2, [0, 1])) == []
     config = MadTDConfig(**SMALL, updates_per_step=updates, model_fraction=0.25, clip=1e-3)
     assert learning(lambda: MadTD(config, 5, 2, [0, 1])) == []
+    config = TD_MPC2.model_copy(update={"updates_per_step": updates})
+    assert learning(lambda: TDMPC2(config, 5, 2, [0, 1])) == []
 
 
 def test_with_a_model_a_step_waits_for_what_its_rollout_yielded_and_its_updates_for_nothing():

@@ -12,6 +12,7 @@ Shapes: S seeds, o, a, L lengths of observation, action, latent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -100,7 +101,8 @@ class Planner:
         action = elites[:, 0].gather(-1, chosen.view(-1, 1, 1).expand(-1, self.action_size, 1)).squeeze(-1)
         if noise.action is not None:
             action = action + std[:, 0] * noise.action
-        return action.clamp(-1.0, 1.0), mean
+        action = action.clamp(-1.0, 1.0)
+        return torch.where(z.isfinite().all(-1), action, math.nan), mean  # a network that diverged has no action
 
     def _prior(self, z: Tensor, noise: Tensor) -> Tensor:
         """Return what the policy does in the model, (S, H, P, a), from latents (S, 1, L)."""

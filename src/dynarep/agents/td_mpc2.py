@@ -132,7 +132,6 @@ class TDMPC2:
         assert c.discount is not None
         self.discount = c.discount
         self.planner = Planner(self)
-        self._percentiles = torch.tensor([0.05, 0.95], device=device)
         steps = torch.arange(c.horizon + 1, device=device)
         self._weights = {n: (c.rho ** steps[:n] / n).unsqueeze(1) for n in (c.horizon, c.horizon + 1)}  # rho^t / n
         self._learning = False  # whether learning has begun
@@ -327,7 +326,7 @@ class TDMPC2:
 
     def _update_scale(self, q: Tensor) -> None:
         """Follow the distance of the 5th and 95th percentile of values (S, B), at least 1."""
-        low, high = torch.quantile(q, self._percentiles, dim=1)
+        low, high = (torch.quantile(q, share, dim=1) for share in (0.05, 0.95))
         self.scale = self.scale + self.config.rate * ((high - low).clamp(min=1.0) - self.scale)
 
     def _clip(self, *names: str) -> Tensor:

@@ -76,6 +76,8 @@ class TDMPC2Config(AgentConfig):
             raise ValueError(f"simnorm_group, {self.simnorm_group}: must divide latent, {self.latent}")
         if not max(self.plan_elites, self.plan_priors) <= self.plan_samples:
             raise ValueError(f"plan_samples, {self.plan_samples}: must be at least plan_elites and plan_priors")
+        if self.plan_std_min > self.plan_std_max:
+            raise ValueError(f"plan_std_min, {self.plan_std_min:g}: must be at most plan_std_max")
         return self
 
     def iterations(self, action_size: int) -> int:
