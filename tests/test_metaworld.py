@@ -9,9 +9,12 @@ import warnings
 import numpy as np
 import pytest
 
+import test_online
 from dynarep import plan
+from dynarep.configs import EnvironmentConfig
 from dynarep.envs import Env, EnvError, Snapshot, Step, known_tasks, make, split_task
 from dynarep.envs.base import load
+from dynarep.protocols.online import Online
 
 ASKED_FOR = [f"metaworld-{name}" for name in ("assembly", "coffee-push", "coffee-pull", "stick-pull")]  # by a reviewer
 EXPERTS = [f"metaworld-{name}" for name in ("reach", "push", "pick-place", "button-press", "hammer", "sweep")]
@@ -303,6 +306,31 @@ def test_state_that_cannot_be_captured_is_refused() -> None:
 
 
 # Errors
+
+
+def test_blow_ups_are_counted_in_training_and_evaluation_beside_both_kinds_of_success() -> None:
+    """The flag `diverged` alone would not tell a simulator's fault from a network's."""
+    task = EnvironmentConfig(suite="metaworld", task="metaworld-reach")
+    settings = {"steps": 24, "random_steps": 20, "eval_every": 8, "measure_every": 24}
+
+    def unstable() -> Online:
+        protocol = test_online.build([0, 1], "sac", task, **settings)
+        test_online.explode(protocol.envs[1], {3})
+        for env in protocol.evaluator.envs:
+            test_online.explode(env, {5})
+        return protocol
+
+    whole, first, second = test_online.finish(unstable()), unstable(), unstable()
+    found = {
+        metric: [[row.value for row in rows if row.metric == metric] for rows in whole.metrics.rows]
+        for metric in ("simulator/unstable", "eval/success", "eval/success_last")
+    }
+    assert found["simulator/unstable"] == [[1, 2, 3], [2 + 1, 5 + 2, 7 + 3]]  # every third step, every evaluation
+    assert [len(values) for values in found["eval/success"] + found["eval/success_last"]] == [3, 3, 3, 3]
+    while first.done < 13:
+        first.step()
+    test_online.finish(test_online._reload(first, second))
+    assert [second.metrics.csv(k) for k in (0, 1)] == [whole.metrics.csv(k) for k in (0, 1)]
 
 
 def test_a_blow_up_is_an_error_and_can_be_left() -> None:

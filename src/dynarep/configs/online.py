@@ -36,7 +36,8 @@ class OnlineConfig(ProtocolConfig):
         | {f"critic/{name}" for name in ("q", "mc", "mc_soft", "bias", "bias_soft", "batch_q")}
         | {"batch/reward", "entropy", "temperature", "replay/reward", "synthetic/reward", "synthetic/negative"}
         | {"optimist/kl", "optimist/optimism", "optimist/kl_weight"}
-        | {"return/random", "drawdown/mean", "drawdown/max", "eval/success", "eval/success_last"}
+        | {"return/random", "drawdown/mean", "drawdown/max"}
+        | {"eval/success", "eval/success_last", "simulator/unstable"}
         | (LATENT_METRICS | RETURN_METRICS | {"critic/over_early"})
         | {metric for metric in MODEL_METRICS if "decile" not in metric}  # hundreds of times in one run: too many rows
     )

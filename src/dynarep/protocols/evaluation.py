@@ -50,6 +50,7 @@ class Evaluator:
 
     def __init__(self, environment: EnvironmentConfig, seeds: Sequence[int], diverged: np.ndarray) -> None:
         self.seeds, self.diverged = list(seeds), diverged
+        self.unstable = np.zeros(len(self.seeds))  # simulations that blew up so far
         self.envs = several(environment, len(self.seeds))
 
     def play(self, agent: Any, episodes: int, at: int) -> list[list[Episode]]:
@@ -78,6 +79,7 @@ class Evaluator:
                 step = None if isinstance(gave, EnvError) else gave
                 if step is None:
                     self.diverged[k] = True
+                    self.unstable[k] += 1
                 else:
                     reward = step.reward if np.isfinite(wanted[k]).all() else math.nan
                     logs[k].append((obs[k].copy(), action, reward, step.success))

@@ -217,6 +217,7 @@ class Online(Protocol):
         for k, (action, step) in enumerate(zip(actions, steps, strict=True)):
             if isinstance(step, EnvError):
                 self.diverged[k], action = True, np.zeros_like(action)
+                self.evaluator.unstable[k] += 1
                 self._end(k, self.done)
                 if self.simulator:
                     self.simulator.keep([k], self.done, self.envs)
@@ -303,6 +304,8 @@ class Online(Protocol):
             over = found["critic/over"]
             found["critic/over_peak"] = largest(self.metrics, "critic/over", over, frame)
             found["critic/over_early"] = largest(self.metrics, "critic/over", over, frame, EARLY_FRAMES)
+        if self.envs[0].reports_success:  # Meta-World, whose own step would hide them behind a reward of 0
+            found["simulator/unstable"] = self.evaluator.unstable.tolist()
         self.diverged |= np.array(found.pop("finite")) == 0
         beyond = np.array(found["critic/q"]) > self._ceiling
         self._record({**found, "diverged": (self.diverged | beyond).astype(float).tolist()})
@@ -350,6 +353,7 @@ class Online(Protocol):
         """Return agent, replay and counters; the simulators are left out."""
         episodes = {"starts": [list(at) for at in self.starts], "returns": [list(r) for r in self.returns]}
         counters = {"steps": self.done, "return": list(self._return), "diverged": self.diverged.tolist()}
+        counters["unstable"] = self.evaluator.unstable.tolist()
         return {"agent": self.agent.state(), "replay": self.replay.state(), **episodes, **counters}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -358,6 +362,7 @@ class Online(Protocol):
         self.agent.load(state["agent"])
         self.replay.load(state["replay"])
         self.diverged[:] = state["diverged"]
+        self.evaluator.unstable[:] = state["unstable"]
         self.starts[:] = state["starts"]
         self.returns, self._return = state["returns"], state["return"]
         actions = host(self.replay.data["action"])
