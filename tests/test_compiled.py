@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from dynarep import process
+from dynarep.agents.bro import BRO
 from dynarep.agents.ensemble import Ensemble
 from dynarep.agents.mad_td import MadTD
 from dynarep.agents.sac import SAC
+from dynarep.configs.bro import BROConfig
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.configs.mbpo import EnsembleConfig
 from dynarep.configs.sac import SACConfig
+from dynarep.replay import normal
 from dynarep.streams import stream
 
 SEEDS, ROWS = [0, 1], 32
@@ -35,6 +38,9 @@ class Learner:
         self.name = name
         if name == "sac":
             self.agent = SAC(SACConfig(width=16, batch_size=ROWS), 5, 2, SEEDS)
+        elif name == "bro":
+            config = BROConfig(critic_width=16, actor_width=16, quantiles=8, batch_size=ROWS)
+            self.agent = BRO(config, 5, 2, SEEDS)
         elif name == "ensemble":
             self.agent = Ensemble(EnsembleConfig(model_width=16, model_batch_size=ROWS), 5, 2, SEEDS)
         else:
@@ -44,13 +50,16 @@ class Learner:
         rows = batch(step)
         if self.name == "sac":
             return self.agent.update(rows, self.agent.noise([stream(s, "noise", step) for s in SEEDS]), step % 2 == 0)
+        if self.name == "bro":
+            noise = normal([stream(s, "noise", step) for s in SEEDS], (3, ROWS, 2)).unbind(1)
+            return self.agent.update(rows, noise, step % 2 == 0)
         if self.name == "ensemble":
             return self.agent.update(rows, step % 2 == 0)
         return self.agent.update({key: values.unsqueeze(1) for key, values in rows.items()})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "graphs"), [("sac", 2), ("ensemble", 1), ("mad_td", 3)])
+@pytest.mark.parametrize(("name", "graphs"), [("sac", 2), ("bro", 3), ("ensemble", 1), ("mad_td", 3)])
 def test_what_is_differentiated_is_whole_graphs_for_good_and_learns_what_the_eager_one_does(name, graphs, monkeypatch):
     """Traced and differently ordered as for the compiler, which itself is left out: it would take half a minute."""
     eager = Learner(name)

@@ -13,11 +13,13 @@ import test_online
 import test_online_mad_td
 import test_policy_evaluation
 from dynarep import optimisers, placement, process
+from dynarep.agents.bro import BRO
 from dynarep.agents.mad_td import MadTD
 from dynarep.agents.mbpo import MBPO
 from dynarep.agents.sac import SAC
 from dynarep.agents.td_mpc2 import TDMPC2
 from dynarep.cli import main
+from dynarep.configs.bro import BROConfig
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.configs.mbpo import MBPOConfig
 from dynarep.configs.model_fit import ModelFitConfig
@@ -40,6 +42,7 @@ TD_MPC2 = TDMPC2Config(
     plan_iterations=1,
     pretrain=False,
 )
+BRO_SMALL = {"critic_width": 16, "actor_width": 8, "quantiles": 8, "batch_size": 32, "resets": (50,)}
 BRIEF = {"steps": 40, "random_steps": 36, "eval_every": 20, "measure_every": 2}
 LONGER = {"steps": 60, "random_steps": 46, "eval_every": 30, "measure_every": 12}  # a model is judged after ten steps
 
@@ -81,6 +84,7 @@ OTHERS = {
     "model_fit": model_fit,
     "policy_evaluation": lambda: test_policy_evaluation.build([3, 0]),
     "td_mpc2": online(TD_MPC2, **LONGER),
+    "bro": online(BROConfig(**BRO_SMALL), **LONGER),
     "dial": lambda: test_online.build([3, 0], "sac", DIAL, **LONGER),
 }
 DIAL = test_online.PENDULUM.model_copy(update={"suite": "dial", "task": "dial-reach", "action_repeat": 1})
@@ -156,6 +160,7 @@ def filled(replay):
 @pytest.mark.parametrize("updates", [1, 8])
 def test_learning_waits_for_nothing(updates):
     assert learning(lambda: SAC(SACConfig(**SMALL, updates_per_step=updates), 5, 2, [0, 1])) == []
+    assert learning(lambda: BRO(BROConfig(**BRO_SMALL, updates_per_step=updates), 5, 2, [0, 1])) == []
     config = MadTDConfig(**SMALL, updates_per_step=updates, model_fraction=0.25, clip=1e-3)
     assert learning(lambda: MadTD(config, 5, 2, [0, 1])) == []
     config = TD_MPC2.model_copy(update={"updates_per_step": updates})

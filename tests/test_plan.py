@@ -179,7 +179,7 @@ def test_a_buffer_that_never_fills_is_not_paid_for():
     assert agent().own_rows(10**6) == 1_000_000
 
 
-@pytest.mark.parametrize("name", ["sac", "ensemble", "mbpo", "mad_td"])
+@pytest.mark.parametrize("name", ["sac", "bro", "ensemble", "mbpo", "mad_td"])
 def test_the_parameters_in_the_plan_are_those_of_the_networks(name):
     """Biases and the like left out: within three per cent."""
     config = registry(AgentConfig)[name]()
