@@ -46,7 +46,7 @@ def test_every_kernel_is_timed_and_set_against_the_matrix_product(capsys):
     cli.main(["bench", "--rounds", "1", "--json"])
     found = json.loads(capsys.readouterr().out)
     rows = {row["name"]: row for row in found["rows"]}
-    assert len(rows) == 15
+    assert len(rows) == 17
     assert next(iter(rows.values()))["efficiency"] == 1.0
     for row in rows.values():
         assert row["gflops"] == pytest.approx(row["gflop"] / row["ms"] * 1e3, rel=1e-6)

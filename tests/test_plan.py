@@ -128,6 +128,15 @@ def test_the_work_of_an_online_run_is_composed_of_its_parts(new_home):
     assert online(new_home, "mbpo").config.protocol.agent_steps() == 500_000
 
 
+def test_searches_are_paid_for_in_evaluations_too_and_updates_where_learning_begins(new_home):
+    job = online(new_home, "sac")
+    job = replace(job, config=replace(job.config, agent=registry(AgentConfig)["td_mpc2"]()))
+    pieces, evaluation = plan.work(job), 100 * 10 * 1000
+    found = {rate: sum(p.units for p in pieces if p.rate == rate) for rate in ("act", "td_mpc2", "plan")}
+    assert found == {"act": 500_000 + evaluation, "td_mpc2": 490_000 + 10_000, "plan": 490_000 + evaluation}
+    assert {piece.rate for piece in pieces} == set(found) <= set(plan.rates()["work"])
+
+
 def test_without_synthetic_rows_no_model_is_paid_for_and_the_simulator_costs_frames(new_home):
     job = online(new_home, "mbpo")
     assert set(units(bigger(job, synthetic_share=0.0))) == {"act", "sac"}
@@ -179,7 +188,7 @@ def test_a_buffer_that_never_fills_is_not_paid_for():
     assert agent().own_rows(10**6) == 1_000_000
 
 
-@pytest.mark.parametrize("name", ["sac", "bro", "ensemble", "mbpo", "mad_td"])
+@pytest.mark.parametrize("name", ["sac", "bro", "ensemble", "mbpo", "mad_td", "td_mpc2"])
 def test_the_parameters_in_the_plan_are_those_of_the_networks(name):
     """Biases and the like left out: within three per cent."""
     config = registry(AgentConfig)[name]()

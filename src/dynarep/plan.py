@@ -67,7 +67,9 @@ def work(job: Job) -> list[Work]:
     if not acting:
         return pieces
     also = sum(piece.units for piece in pieces if piece.rate == "act")
-    return [Work("act", 0.0, acting + also), *(piece for piece in pieces if piece.rate != "act")]
+    searched = _evaluation_steps(job)  # by agents that plan, there as in training
+    others = [piece._replace(units=piece.units + searched * (piece.rate == "plan")) for piece in pieces]
+    return [Work("act", 0.0, acting + also), *(piece for piece in others if piece.rate != "act")]
 
 
 def _evaluation_steps(job: Job) -> int:

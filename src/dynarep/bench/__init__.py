@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dynarep import aggregates, process
-from dynarep.bench.kernels import Kernel, eager_mad_td, ensemble, gemm, mad_td, rollouts, sac
+from dynarep.bench.kernels import Kernel, eager_mad_td, ensemble, gemm, mad_td, rollouts, sac, td_mpc2
 from dynarep.bench.ratios import Report, compared
 
 # What the issue of speed asked for, at paper sizes: shares of the matrix-multiply rate, and times as fast.
@@ -85,6 +85,8 @@ def run(rounds: int = 9, compiled: bool = False, report: Report | None = None) -
         _Timed(every),
         _Timed(mad_td(1, 512, 512, updates=1), MAD_TD_SHARE),
         _Timed(mad_td(1, 512, 512, updates=0), MAD_TD_SHARE),
+        _Timed(td_mpc2(1, update=True)),
+        _Timed(td_mpc2(1, update=False)),
         *(_Timed(kernel) for pair in small for kernel in pair),
         _Timed(one),
         _Timed(ten),

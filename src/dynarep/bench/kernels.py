@@ -16,13 +16,17 @@ from torch import Tensor
 from dynarep.agents.ensemble import Ensemble
 from dynarep.agents.mad_td import MadTD
 from dynarep.agents.sac import SAC
+from dynarep.agents.td_mpc2 import TDMPC2
 from dynarep.bench.eager import EagerMadTD
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.configs.mbpo import EnsembleConfig
 from dynarep.configs.sac import SACConfig
+from dynarep.configs.td_mpc2 import TDMPC2Config
+from dynarep.replay import Replay
 from dynarep.streams import stream
 
 OBS, ACTION = 67, 21  # humanoid (ftfl 6.1)
+DOG = 223, 38
 BURST_S = 0.15  # a kernel is repeated for at least that long in a round
 GEMM = 512  # side of the square matrices
 
@@ -132,6 +136,31 @@ def _mad_td_work(config: MadTDConfig, updates: int, model: bool) -> tuple[str, f
     if not model:
         return "critic + actor update", gflop
     return f"{updates} critic + actor update{'s' if updates > 1 else ''} and 1 of the model", gflop
+
+
+def td_mpc2(seeds: int, update: bool) -> Kernel:
+    """Return one update of TD-MPC2 of 5 M parameters, its noise and minibatch drawn; or the search of one action."""
+    config = TDMPC2Config(pretrain=False)
+    agent, replay = TDMPC2(config, *DOG, range(seeds), starts=[[0, 500] for _ in range(seeds)]), dog_replay(seeds)
+    obs = torch.randn(seeds, DOG[0])
+    agent.learn(replay, 499)  # until then it acts at random
+    if update:
+        gflop, name = config.update_flops(*DOG) / 1e9, "update, 5 M parameters, batch 256"
+        return Kernel(f"TD-MPC2 {name}, {seeds_of(seeds)}", seeds * gflop, lambda: agent.learn(replay, 499))
+    gflop, name = (
+        config.plan_flops(*DOG) / 1e9,
+        f"search of {config.iterations(DOG[1])} x {config.plan_samples} candidates",
+    )
+    return Kernel(f"TD-MPC2 {name}, {seeds_of(seeds)}", seeds * gflop, lambda: agent.explore(obs, 499))
+
+
+def dog_replay(seeds: int) -> Replay:
+    """Return 500 random transitions of every seed, of the dog's sizes."""
+    obs, action = DOG
+    shapes = {"obs": (obs,), "action": (action,), "reward": (), "next_obs": (obs,)}
+    replay = Replay(shapes, seeds, 500)
+    replay.add({name: torch.randn(seeds, 500, *shape).tanh() for name, shape in shapes.items()})
+    return replay
 
 
 def seeds_of(count: int) -> str:
