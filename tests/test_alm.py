@@ -668,7 +668,7 @@ def test_sequences_do_not_cross_an_end_and_all_that_do_not_can_be_drawn(episodes
     steps = [(e, t) for e, n in enumerate(episodes) for t in range(n)]
     capacity = max(length, len(steps) - missing)
     replay = Replay({"obs": (2,), "action": (1,), "reward": (), "next_obs": (2,), "mask": ()}, 1, capacity)
-    sequences, drawn = Sequences(replay, length), None
+    sequences, drawn, unseen = Sequences(replay, length), None, 0
     looks = choice.draw(st.sets(st.integers(0, len(steps) - 1)))
     for i, (e, t) in enumerate(steps):
         last = t == episodes[e] - 1
@@ -680,8 +680,9 @@ def test_sequences_do_not_cross_an_end_and_all_that_do_not_can_be_drawn(episodes
             "mask": 0.0 if last and e % 2 else 1.0,
         }
         replay.add({name: np.array([[value]], np.float32) for name, value in row.items()})
-        if (i in looks or i == len(steps) - 1) and replay.size >= length:
-            drawn = sequences.draw([np.random.default_rng(0)], 512)[0]
+        unseen += 1
+        if (i in looks or i == len(steps) - 1 or unseen == capacity - 1) and replay.size >= length:
+            drawn, unseen = sequences.draw([np.random.default_rng(0)], 512)[0], 0
     if drawn is None:
         return
     obs = replay.data["obs"][0].tolist()

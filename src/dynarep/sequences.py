@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynarep.placement import here
+from dynarep.placement import moved
 from dynarep.replay import Replay
 
 TRIES = 16  # see `draw`
@@ -23,7 +23,8 @@ class Sequences:
     What was found is kept, and only rows that are new are looked at; nothing waits for a device.
 
     Args:
-        replay: with fields obs, next_obs and mask; all seeds' rows come in lock-step.
+        replay: with fields obs, next_obs and mask; all seeds' rows come in lock-step, and fewer than its capacity from
+            one draw to the next.
         length: rows of a sequence.
     """
 
@@ -48,7 +49,7 @@ class Sequences:
             raise ValueError(f"{self.replay.size} transitions are fewer than the {self.length} of a sequence")
         self._look()
         drawn = np.stack([generator.integers(room, size=(TRIES, count)) for generator in generators])
-        starts = here(drawn).to(self.replay.device)
+        starts = moved(torch.from_numpy(drawn), self.replay.device)
         seed = torch.arange(len(drawn), device=starts.device).view(-1, 1, 1)
         whole = torch.ones_like(starts, dtype=torch.bool)
         for t in range(self.length - 1):
