@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from dynarep import aggregates, process
-from dynarep.bench.kernels import Kernel, eager_mad_td, ensemble, gemm, mad_td, rollouts, sac, td_mpc2
+from dynarep.bench.kernels import Kernel, bro, eager_mad_td, ensemble, gemm, mad_td, rollouts, sac, td_mpc2
 from dynarep.bench.ratios import Report, compared
+from dynarep.configs.bro import BROConfig
 
 # What the issue of speed asked for, at paper sizes: shares of the matrix-multiply rate, and times as fast.
 SAC_SHARE, ENSEMBLE_SHARE, MAD_TD_SHARE = 0.65, 0.60, 0.55
@@ -75,6 +76,7 @@ def run(rounds: int = 9, compiled: bool = False, report: Report | None = None) -
     chosen, every = rollouts(20_000)
     one, ten = (mad_td(seeds, 64, 32, updates=16, model=True) for seeds in (1, 10))
     small = [(mad_td(1, 128, 128, 1, model), eager_mad_td(128, 128, 1, model)) for model in (False, True)]
+    small_bro = BROConfig(critic_width=64, actor_width=32, batch_size=64, quantiles=32)
     timed = [
         _Timed(gemm()),
         _Timed(sac(1, 256, 256), SAC_SHARE),
@@ -85,6 +87,8 @@ def run(rounds: int = 9, compiled: bool = False, report: Report | None = None) -
         _Timed(every),
         _Timed(mad_td(1, 512, 512, updates=1), MAD_TD_SHARE),
         _Timed(mad_td(1, 512, 512, updates=0), MAD_TD_SHARE),
+        _Timed(bro(1, BROConfig())),
+        *(_Timed(bro(seeds, small_bro)) for seeds in (1, 10)),
         _Timed(td_mpc2(1, update=True)),
         _Timed(td_mpc2(1, update=False)),
         *(_Timed(kernel) for pair in small for kernel in pair),

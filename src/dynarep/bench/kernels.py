@@ -13,16 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynarep.agents.bro import BRO
 from dynarep.agents.ensemble import Ensemble
 from dynarep.agents.mad_td import MadTD
 from dynarep.agents.sac import SAC
 from dynarep.agents.td_mpc2 import TDMPC2
 from dynarep.bench.eager import EagerMadTD
+from dynarep.configs.bro import BROConfig
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.configs.mbpo import EnsembleConfig
 from dynarep.configs.sac import SACConfig
 from dynarep.configs.td_mpc2 import TDMPC2Config
-from dynarep.replay import Replay
+from dynarep.replay import Replay, normal
 from dynarep.streams import stream
 
 OBS, ACTION = 67, 21  # humanoid (ftfl 6.1)
@@ -136,6 +138,16 @@ def _mad_td_work(config: MadTDConfig, updates: int, model: bool) -> tuple[str, f
     if not model:
         return "critic + actor update", gflop
     return f"{updates} critic + actor update{'s' if updates > 1 else ''} and 1 of the model", gflop
+
+
+def bro(seeds: int, config: BROConfig) -> Kernel:
+    """Return one update of BRO on the dog."""
+    agent, batch = BRO(config, *DOG, range(seeds)), config.batch_size
+    rows = dog_replay(seeds).rows(torch.arange(batch).repeat(seeds, 1)) | {"mask": torch.ones(seeds, batch)}
+    noise = normal([stream(s, "bench") for s in range(seeds)], (3, batch, DOG[1])).unbind(1)
+    gflop = seeds * config.update_flops(*DOG) / 1e9
+    name = f"BRO update, critics {config.critic_width}, {config.quantiles} quantiles, batch {batch}, {seeds_of(seeds)}"
+    return Kernel(name, gflop, lambda: agent.update(rows, noise, report=False))
 
 
 def td_mpc2(seeds: int, update: bool) -> Kernel:
