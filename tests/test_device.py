@@ -13,12 +13,14 @@ import test_online
 import test_online_mad_td
 import test_policy_evaluation
 from dynarep import optimisers, placement, process
+from dynarep.agents.alm import ALM
 from dynarep.agents.bro import BRO
 from dynarep.agents.mad_td import MadTD
 from dynarep.agents.mbpo import MBPO
 from dynarep.agents.sac import SAC
 from dynarep.agents.td_mpc2 import TDMPC2
 from dynarep.cli import main
+from dynarep.configs.alm import ALMConfig
 from dynarep.configs.bro import BROConfig
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.configs.mbpo import MBPOConfig
@@ -43,6 +45,8 @@ TD_MPC2 = TDMPC2Config(
     pretrain=False,
 )
 BRO_SMALL = {"critic_width": 16, "actor_width": 8, "quantiles": 8, "batch_size": 32, "resets": (50,)}
+ALM_SMALL = {"width": 16, "model_width": 16, "latent": 8, "batch_size": 32}
+ALM_ARMS = {"kl_balance": 1.0, "normalise_inputs": True, "reward_scale": True, "reward_target": "normalised"}
 BRIEF = {"steps": 40, "random_steps": 36, "eval_every": 20, "measure_every": 2}
 LONGER = {"steps": 60, "random_steps": 46, "eval_every": 30, "measure_every": 12}  # a model is judged after ten steps
 
@@ -60,7 +64,9 @@ def mad_td(agent="utd-1", **settings):
 
 
 def model_fit():
-    return ModelFit(HOPPER, test_model_fit.AGENT, ModelFitConfig(transitions=200, updates=8, chunk=4), [3, 0])
+    return ModelFit(
+        HOPPER, test_model_fit.AGENT, ModelFitConfig(transitions=200, updates=8, chunk=4, increments=True), [3, 0]
+    )
 
 
 def other_mad_td(**settings):
@@ -85,6 +91,9 @@ OTHERS = {
     "policy_evaluation": lambda: test_policy_evaluation.build([3, 0]),
     "td_mpc2": online(TD_MPC2, **LONGER),
     "bro": online(BROConfig(**BRO_SMALL), **LONGER),
+    "alm": online(ALMConfig(**ALM_SMALL), **LONGER),
+    "alm's arms": online(ALMConfig(**ALM_SMALL | ALM_ARMS, latent_target="residual"), **LONGER),
+    "alm without a model": online(ALMConfig(**ALM_SMALL, model_free=True), **LONGER),
     "dial": lambda: test_online.build([3, 0], "sac", DIAL, **LONGER),
 }
 DIAL = test_online.PENDULUM.model_copy(update={"suite": "dial", "task": "dial-reach", "action_repeat": 1})
@@ -165,6 +174,10 @@ def test_learning_waits_for_nothing(updates):
     assert learning(lambda: MadTD(config, 5, 2, [0, 1])) == []
     config = TD_MPC2.model_copy(update={"updates_per_step": updates})
     assert learning(lambda: TDMPC2(config, 5, 2, [0, 1])) == []
+
+
+def test_learning_of_alm_with_all_its_normalisers_waits_for_nothing():
+    assert learning(lambda: ALM(ALMConfig(**ALM_SMALL | ALM_ARMS), 5, 2, [0, 1])) == []
 
 
 def test_with_a_model_a_step_waits_for_what_its_rollout_yielded_and_its_updates_for_nothing():

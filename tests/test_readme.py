@@ -25,5 +25,5 @@ def test_the_map_names_every_experiment_its_figure_and_its_claims(experiment):
     rows = [line for line in README.splitlines() if line.startswith("|") and f"({file})" in line]
     assert len(rows) == 1, file
     assert f"`{experiment.spec.paper}/{experiment.spec.id}`" in rows[0]
-    named = set(re.findall(r"\b[CFSD]\d+[a-z]?\b", rows[0].split("|")[4]))
+    named = set(re.findall(r"\b[A-Z]\d+[a-z]?\b", rows[0].split("|")[4]))
     assert named == {claim.id for claim in experiment.spec.claims}
