@@ -15,8 +15,10 @@ import probes
 import test_online
 from dynarep.agents.mppi import Player
 from dynarep.agents.td_mpc2 import TDMPC2
+from dynarep.audit import contents
 from dynarep.configs import EnvironmentConfig
 from dynarep.configs.td_mpc2 import TDMPC2Config
+from dynarep.experiment import RunConfig
 from dynarep.replay import Replay, draw_slices
 from dynarep.streams import stream
 from dynarep.two_hot import TwoHot
@@ -528,6 +530,8 @@ def test_a_run_records_what_it_should_and_counts_the_updates_where_learning_begi
     assert "critic/mc_soft" not in found
     assert run.agent.config.discount == 0.995  # of 1000 agent steps
     assert run.agent.starts is run.starts
+    recorded = sorted({row[:3] for row in rows.values()})
+    assert contents.times(RunConfig(HOPPER, AGENT, run.config)) == recorded  # as the audit expects
 
 
 def test_bounded_values_are_seen_to_diverge_beyond_what_rewards_allow():
