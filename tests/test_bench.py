@@ -17,6 +17,7 @@ from dynarep.bench.eager import EagerMadTD
 from dynarep.bench.peers import Learner
 from dynarep.bench.ratios import compared
 from dynarep.bench.workers import Burst, Task
+from dynarep.configs.alm import ALMConfig
 from dynarep.configs.bro import BROConfig
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.configs.sac import SACConfig
@@ -47,7 +48,7 @@ def test_every_kernel_is_timed_and_set_against_the_matrix_product(capsys):
     cli.main(["bench", "--rounds", "1", "--json"])
     found = json.loads(capsys.readouterr().out)
     rows = {row["name"]: row for row in found["rows"]}
-    assert len(rows) == 20
+    assert len(rows) == 22
     assert next(iter(rows.values()))["efficiency"] == 1.0
     for row in rows.values():
         assert row["gflops"] == pytest.approx(row["gflop"] / row["ms"] * 1e3, rel=1e-6)
@@ -58,6 +59,8 @@ def test_every_kernel_is_timed_and_set_against_the_matrix_product(capsys):
     assert sac["gflop"] == pytest.approx(SACConfig().update_flops(67, 21) / 1e9)
     bro = rows["BRO update, critics 512, 100 quantiles, batch 128, 1 seed"]
     assert bro["gflop"] == pytest.approx(BROConfig().update_flops(223, 38) / 1e9)
+    alm = rows["ALM update, width 512, model 1024, batch 512, 1 seed"]
+    assert alm["gflop"] == pytest.approx(ALMConfig().update_flops(67, 21) / 1e9)
     paper, small = MadTDConfig(), MadTDConfig(width=64, batch_size=32)
     update, model = (f"MAD-TD {part} update, width 512, batch 512, 1 seed" for part in ("critic + actor", "model"))
     assert rows[update]["gflop"] == pytest.approx(paper.update_flops(67, 21) / 1e9)

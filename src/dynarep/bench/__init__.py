@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from dynarep import aggregates, process
-from dynarep.bench.kernels import Kernel, bro, eager_mad_td, ensemble, gemm, mad_td, rollouts, sac, td_mpc2
+from dynarep.bench.kernels import Kernel, alm, bro, eager_mad_td, ensemble, gemm, mad_td, rollouts, sac, td_mpc2
 from dynarep.bench.ratios import Report, compared
+from dynarep.configs.alm import ALMConfig
 from dynarep.configs.bro import BROConfig
 
 # What the issue of speed asked for, at paper sizes: shares of the matrix-multiply rate, and times as fast.
@@ -91,6 +92,8 @@ def run(rounds: int = 9, compiled: bool = False, report: Report | None = None) -
         *(_Timed(bro(seeds, small_bro)) for seeds in (1, 10)),
         _Timed(td_mpc2(1, update=True)),
         _Timed(td_mpc2(1, update=False)),
+        _Timed(alm(1, ALMConfig())),
+        _Timed(alm(5, ALMConfig(width=64, model_width=128, batch_size=64))),
         *(_Timed(kernel) for pair in small for kernel in pair),
         _Timed(one),
         _Timed(ten),

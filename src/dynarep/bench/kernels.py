@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynarep.agents.alm import ALM
 from dynarep.agents.bro import BRO
 from dynarep.agents.ensemble import Ensemble
 from dynarep.agents.mad_td import MadTD
 from dynarep.agents.sac import SAC
 from dynarep.agents.td_mpc2 import TDMPC2
 from dynarep.bench.eager import EagerMadTD
+from dynarep.configs.alm import ALMConfig
 from dynarep.configs.bro import BROConfig
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.configs.mbpo import EnsembleConfig
@@ -164,6 +166,16 @@ def td_mpc2(seeds: int, update: bool) -> Kernel:
         f"search of {config.iterations(DOG[1])} x {config.plan_samples} candidates",
     )
     return Kernel(f"TD-MPC2 {name}, {seeds_of(seeds)}", seeds * gflop, lambda: agent.explore(obs, 499))
+
+
+def alm(seeds: int, config: ALMConfig) -> Kernel:
+    """Return one update of ALM, encoder, model, reward network, classifier, critics and actor."""
+    agent, steps, batch = ALM(config, OBS, ACTION, range(seeds)), config.horizon, config.batch_size
+    sequences = {"obs": torch.randn(seeds, steps + 1, batch, OBS), "action": torch.rand(seeds, steps, batch, ACTION)}
+    rows, noise = transitions(seeds, batch), agent.noise([stream(s, "bench") for s in range(seeds)])
+    gflop = seeds * config.update_flops(OBS, ACTION) / 1e9
+    name = f"ALM update, width {config.width}, model {config.model_width}, batch {batch}, {seeds_of(seeds)}"
+    return Kernel(name, gflop, lambda: agent.update(sequences, rows, noise, config.std_final))
 
 
 def dog_replay(seeds: int) -> Replay:
