@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import test_frozen
+import test_latent_fit
 import test_model_fit
 import test_online
 import test_online_mad_td
@@ -88,6 +89,7 @@ OTHERS = {
     "uniform actions": other_mad_td(model_actions="uniform"),
     "frozen": lambda: test_frozen.build([3, 0], settings={"eval_episodes": 1, "sharpness_rows": 32}),
     "model_fit": model_fit,
+    "latent_fit": lambda: test_latent_fit.build([3, 0], updates=4, measure_at=(2,)),
     "policy_evaluation": lambda: test_policy_evaluation.build([3, 0]),
     "td_mpc2": online(TD_MPC2, **LONGER),
     "bro": online(BROConfig(**BRO_SMALL), **LONGER),
