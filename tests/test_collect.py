@@ -71,9 +71,10 @@ def test_noise_of_the_expert_is_the_seeds_own_and_another_files(tmp_path, made):
         again = collect(REACH, [2], 30, **TURNS)[0]
         assert len(made) == 1
         assert same(second, again)
+        assert same(first, random_transitions(envs.from_config(REACH), 1, 30, **TURNS))
         collect(REACH, [1], 30, limit=20, expert_noise=0.2)
         collect(REACH, [1], 30, limit=20)
-    assert len(made) == 3
+    assert len(made) == 4
     assert not np.array_equal(first.action[20:], second.action[20:])
 
 

@@ -276,6 +276,7 @@ def test_increments_of_entries_left_out_do_not_count_but_in_the_scales() -> None
     wide = normal(2, 2000, 2, seed=2) * torch.tensor([3.0, 4.0])
     batch = transitions(2000, obs=obs, next_obs=wide)
     ensemble = constant([0, 0, 0.5], math.log(0.25))
+    ensemble.net.parameter("/2.bias")[..., 5] = -9.0  # the reward's variance is another
     both, one = (model.increments(ensemble, batch, generators(), part) for part in (slice(0), slice(1, 2)))
     assert (both["increment/live"], one["increment/live"]) == ([2, 2], [1, 1])
     assert one["increment/sd_ratio"] == pytest.approx([0.5 / 3] * 2, rel=0.05)
@@ -292,6 +293,7 @@ def test_increments_are_those_of_elites_and_of_each_seed() -> None:
     batch = transitions(2000, obs=obs, next_obs=obs + normal(2, 2000, 2, seed=2))
     found = model.increments(ensemble, batch, generators(), slice(0))
     assert found["increment/nmse"] == pytest.approx([1, 1 + 2.5**2], rel=0.1)
+    assert found["increment/inflated"] == [0, 1]  # noise of the right size; two members that disagree by 5
 
 
 def test_increments_of_a_diverged_model_and_of_a_world_that_stands_still_are_no_numbers() -> None:

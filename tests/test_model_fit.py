@@ -149,6 +149,14 @@ def test_increments_leave_out_what_repeats_the_frame_before_and_only_there(colle
     assert hopper.metrics.latest("increment/live") == [11]
 
 
+def test_draws_for_increments_are_each_seeds_own(collected, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(model, "increments", lambda _, __, generators, ___: drawn.extend(generators) or {})
+    fit((0, 1), REACH, **{**MIXED, "updates": 10})
+    wanted = [stream(seed, "measure", 10, "increments") for seed in (0, 1)]
+    assert [rng.random() for rng in drawn] == [rng.random() for rng in wanted]
+
+
 def test_rewards_vary_only_where_an_expert_acts(collected):
     variance = {
         behaviour: fit((0,), REACH, **{**MIXED, "behaviour": behaviour, "updates": 10}).metrics.latest(
