@@ -175,7 +175,7 @@ def test_all_steps_follow_the_derivatives_of_the_losses_as_autograd_finds_them(s
     assert all(step.any() for step in steps.values())
 
 
-def test_a_target_bootstraps_every_quantile_unless_the_episode_terminated():
+def test_targets_bootstrap_every_quantile_unless_the_episode_terminated_and_values_are_as_pessimistic():
     rows, alpha = transitions(), torch.tensor([0.7])
     ended = rows["mask"] == 0
     assert 0 < ended.sum() < BATCH
@@ -189,6 +189,10 @@ def test_a_target_bootstraps_every_quantile_unless_the_episode_terminated():
         value = (1 - pessimism) * both.mean(1) + pessimism * both.amin(1) - 0.7 * ahead.log_prob.unsqueeze(-1)
         expected = rows["reward"].unsqueeze(-1) + 0.99 * value
         torch.testing.assert_close(y[~ended], expected[~ended], rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            online = agent.critic((rows["obs"], rows["action"]))
+        value = (1 - pessimism) * online.mean(1) + pessimism * online.amin(1)
+        torch.testing.assert_close(agent.q(rows["obs"], rows["action"]), value.mean(-1))
 
 
 def test_pieces_of_the_pairs_have_the_same_bits_as_all_of_them(monkeypatch):
