@@ -1,4 +1,4 @@
-"""Do SAC, MAD-TD and TD-MPC2 learn? Minutes of training (slow), or half an hour (hour: run by hand).
+"""Do SAC, MAD-TD, TD-MPC2 and BRO learn? Minutes of training (slow), or half an hour (hour: run by hand).
 
 SAC, as fast as published SAC does? Published are per-seed evaluation returns at the frame named, one update per agent
 step. cartpole-swingup: the SAC baseline of DHMBPO (erl_lib, MIT licence), action repeat 2; its network and warm-up
@@ -7,13 +7,15 @@ rl_with_resets (MIT licence), action repeat 1, the same code family and constant
 or a temperature that does not move leave the return near the random policy's, far below the lowest of those seeds.
 
 MAD-TD at an eighth of its width and batch has nothing published to compare with: it must leave the random policy
-behind. TD-MPC2 at an eighth of its widths must reach what the full one's repository (MIT licence) says of three seeds.
+behind. TD-MPC2 at an eighth of its widths must reach what the full one's repository (MIT licence) says of three seeds;
+BRO at an eighth of its critics' width what SimBa's repository (Apache-2.0) says of ten seeds of BRO at UTD 2.
 """
 
 import numpy as np
 import pytest
 
 from dynarep.configs import EnvironmentConfig
+from dynarep.configs.bro import BROConfig
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.configs.online import OnlineConfig
 from dynarep.configs.sac import SACConfig
@@ -80,4 +82,23 @@ def test_small_td_mpc2_overlaps_with_published_runs(task, published):
         run.advance()
     returns = run.metrics.latest("eval/return")
     print(f"{task} at 100 000 frames:", np.round(returns), "published:", published)
+    assert max(returns) >= min(published), returns
+
+
+BRO_SWINGUP = [759, 835, 836, 849, 850, 854, 857, 871, 876, 877]  # ten seeds at 50 000 frames
+BRO_STAND = [871, 887, 888, 918, 950, 951, 957, 968, 971, 972]
+
+
+@pytest.mark.hour
+@pytest.mark.parametrize(("task", "published"), [("cartpole-swingup", BRO_SWINGUP), ("walker-stand", BRO_STAND)])
+def test_small_bro_overlaps_with_published_runs(task, published):
+    """An eighth of the critics' width, half the minibatch, a third of the quantiles; the one reset as published."""
+    steps = 50_000
+    agent = BROConfig(critic_width=64, actor_width=64, batch_size=64, quantiles=32, updates_per_step=2)
+    protocol = OnlineConfig(steps=steps, random_steps=2499, eval_every=25_000, eval_episodes=3, measure_every=steps)
+    run = Online(EnvironmentConfig(task=task), agent, protocol, [0, 1, 2])
+    while run.done < run.total:
+        run.advance()
+    returns = run.metrics.latest("eval/return")
+    print(f"{task} at 50 000 frames:", np.round(returns), "published:", published)
     assert max(returns) >= min(published), returns
