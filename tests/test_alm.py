@@ -582,6 +582,19 @@ def test_a_normalised_reward_target_leaves_the_critics_target_as_it_is():
     assert torch.equal(*losses)
 
 
+def test_moments_are_frozen_between_refits_that_count_from_the_first_step():
+    agent, replay, seen = build(refit_every=3, **ARMS["I+S"]), filled(), []
+    for step in range(40, 46):
+        agent.learn(replay, step)
+        seen.append((agent.input_mean.clone(), agent.reward_std.clone()))
+        replay.data["obs"] += 1.0
+        replay.data["reward"] *= 2.0
+    mean, std = filled().data["obs"].mean(1), filled().data["reward"].std(1, correction=0)
+    for i, (found_mean, found_std) in enumerate(seen):
+        torch.testing.assert_close(found_mean, mean + 3 * (i // 3))
+        torch.testing.assert_close(found_std, std * 8 ** (i // 3))
+
+
 def test_a_balanced_kl_counts_as_many_nats_as_wanted_by_its_running_mean():
     agent, replay, history = build([0, 1], kl_balance=2.0, kl_rate=0.25), filled([0, 1]), []
     mean = None

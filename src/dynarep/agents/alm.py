@@ -26,7 +26,7 @@ the axis after the seed's. "Reported" units are the environment's; the networks'
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,12 +34,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynarep import process
-from dynarep.agents.latents import Gaussian, gaussian, kl, lambda_returns
+from dynarep.agents.latents import Gaussian, Noise, gaussian, kl, lambda_returns
 from dynarep.configs.alm import ALMConfig
 from dynarep.initialisers import orthogonal
 from dynarep.nets import Net, Spec
 from dynarep.optimisers import Adam
-from dynarep.placement import here
 from dynarep.replay import Replay, draw, normal
 from dynarep.sequences import Sequences
 from dynarep.streams import streams
@@ -49,27 +48,6 @@ Generators = Sequence[np.random.Generator]
 EVEN = 32  # rows evaluated at a time are a multiple of this, see nets.py on block invariance
 TINY = 1e-6  # deviations below it are taken for 1: nothing varies there
 MOMENTS = ("input_mean", "input_std", "reward_mean", "reward_std", "kl_mean")
-
-
-class Noise(NamedTuple):
-    """The random numbers of one update: standard normals but for `invented`.
-
-    Attributes:
-        latents: (S, K + 1, B, L) and action (S, B, a): of the step of encoder and model.
-        judged: (S, 3, B, L), of z, z' and the model's z' in the step of R and C; `invented` (S, B) of bool, the half of
-            the rows that have the model's.
-        valued: (S, 2, B, L) and next_action (S, B, a): of the critics' step.
-        imagined: (S, K + 1, B, L) and chosen (S, K + 1, B, a): of the actor's.
-    """
-
-    latents: Tensor
-    action: Tensor
-    judged: Tensor
-    invented: Tensor
-    valued: Tensor
-    next_action: Tensor
-    imagined: Tensor
-    chosen: Tensor
 
 
 class ALM:
@@ -264,19 +242,7 @@ class ALM:
 
     def noise(self, generators: Generators) -> Noise:
         """Draw the noise of one update."""
-        k, size = self.config.horizon + 1, self.config.batch_size
-        latents = normal(generators, (2 * k + 5, size, self.latent))
-        actions = normal(generators, (k + 2, size, self.action_size))
-        return Noise(
-            latents=latents[:, :k],
-            action=actions[:, 0],
-            judged=latents[:, k : k + 3],
-            invented=here(np.stack([g.permutation(size) < size // 2 for g in generators])),
-            valued=latents[:, k + 3 : k + 5],
-            next_action=actions[:, 1],
-            imagined=latents[:, k + 5 :],
-            chosen=actions[:, 2:],
-        )
+        return Noise.draw(generators, self.config.horizon, self.config.batch_size, self.latent, self.action_size)
 
     def update(self, sequences: Batch, singles: Batch, noise: Noise, std: float) -> dict[str, Tensor]:
         """Make one update.

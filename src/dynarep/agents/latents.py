@@ -1,4 +1,4 @@
-"""Latents that are drawn: independent normal distributions, their divergence, and returns along rollouts of them.
+"""Latents that are drawn: independent normal distributions, their divergence, their noise, and returns along rollouts.
 
 Shapes: S seeds, B rows, L dimensions, K steps.
 """
@@ -6,13 +6,17 @@ Shapes: S seeds, B rows, L dimensions, K steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dynarep.activations import constant
+from dynarep.placement import here
+from dynarep.replay import normal
 
 
 class Gaussian(NamedTuple):
@@ -28,6 +32,46 @@ class Gaussian(NamedTuple):
     def rows(self, rows: slice) -> Gaussian:
         """Return some of the rows."""
         return Gaussian(self.mean[:, rows], self.std[:, rows])
+
+
+class Noise(NamedTuple):
+    """The random numbers of one update of ALM: standard normals but for `invented`.
+
+    Attributes:
+        latents: (S, K + 1, B, L) and action (S, B, a): of the step of encoder and model.
+        judged: (S, 3, B, L), of z, z' and the model's z' in the step of R and C; `invented` (S, B) of bool, the half of
+            the rows that have the model's.
+        valued: (S, 2, B, L) and next_action (S, B, a): of the critics' step.
+        imagined: (S, K + 1, B, L) and chosen (S, K + 1, B, a): of the actor's.
+    """
+
+    latents: Tensor
+    action: Tensor
+    judged: Tensor
+    invented: Tensor
+    valued: Tensor
+    next_action: Tensor
+    imagined: Tensor
+    chosen: Tensor
+
+    @classmethod
+    def draw(
+        cls, generators: Sequence[np.random.Generator], horizon: int, size: int, latent: int, actions: int
+    ) -> Noise:
+        """Draw what an update of minibatches of `size` rows needs, each seed's from its own generator."""
+        k = horizon + 1
+        latents = normal(generators, (2 * k + 5, size, latent))
+        chosen = normal(generators, (k + 2, size, actions))
+        return cls(
+            latents=latents[:, :k],
+            action=chosen[:, 0],
+            judged=latents[:, k : k + 3],
+            invented=here(np.stack([g.permutation(size) < size // 2 for g in generators])),
+            valued=latents[:, k + 3 : k + 5],
+            next_action=chosen[:, 1],
+            imagined=latents[:, k + 5 :],
+            chosen=chosen[:, 2:],
+        )
 
 
 def gaussian(out: Tensor, limit: float, floor: float, ceiling: float) -> Gaussian:

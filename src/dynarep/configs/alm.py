@@ -8,8 +8,6 @@ from pydantic import model_validator
 
 from dynarep.configs import AgentConfig, Work, hp
 
-REWARD_CENTRES = Literal["raw", "normalised"]
-
 
 class ALMConfig(AgentConfig):
     """Aligned latent models (arXiv 2209.08466), and what FTFL's two repairs could mean there: the arms of A8."""
@@ -19,7 +17,7 @@ class ALMConfig(AgentConfig):
     budget = frozenset({"width", "model_width", "latent", "batch_size", "std_steps"})
 
     # the arms (extensions A8); the defaults are ALM
-    reward_target: REWARD_CENTRES = hp(
+    reward_target: Literal["raw", "normalised"] = hp(
         "raw", "[code]; arm R, normalised: the reward network learns (r - mu) / sigma and is denormalised in all uses"
     )
     reward_scale: bool = hp(
