@@ -629,6 +629,15 @@ def test_settings_that_do_not_go_together_are_refused(settings, word):
         ALMConfig(**settings)
 
 
+def test_no_random_number_of_an_update_is_used_twice_and_half_the_rows_have_the_models_end():
+    noise = build([0, 1]).noise(generators([0, 1]))
+    drawn = torch.cat([x.flatten() for name, x in noise._asdict().items() if name != "invented"])
+    assert len(drawn) == 2 * BATCH * (13 * 6 + 6 * ACTION)
+    assert len(drawn.unique()) > 0.999 * len(drawn)
+    assert noise.invented.sum(1).tolist() == [BATCH // 2] * 2
+    assert not torch.equal(*noise.invented)
+
+
 # -- acting ------------------------------------------------------------------------------------------------------------
 
 
