@@ -42,6 +42,7 @@ warnings.filterwarnings("ignore", message="grad and param do not obey the gradie
 
 ONE_NODE = (mish, F.elu)  # activations of networks that are one node of autograd's graph
 KINDS = ("kernel", "bias", "scale", "shift")
+EVEN = 32  # rows evaluated at a time are a multiple of this, see above
 PAD = 64  # floats: four AVX-512 vectors, the widest unrolling in PyTorch's CPU kernels
 _layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
 
@@ -430,3 +431,8 @@ class Net:
     def follow(self, online: Net, rate: float) -> None:
         """Exponential moving average, in place: self <- (1 - rate) self + rate online."""
         self.flat.lerp_(online.flat, rate)
+
+
+def even(x: Tensor) -> Tensor:
+    """Pad rows (S, B, d) with zeros to a multiple of `EVEN`."""
+    return F.pad(x, (0, 0, 0, -x.shape[1] % EVEN))

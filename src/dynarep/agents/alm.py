@@ -37,15 +37,14 @@ from dynarep import process
 from dynarep.agents.latents import Gaussian, Noise, gaussian, kl, lambda_returns
 from dynarep.configs.alm import ALMConfig
 from dynarep.initialisers import orthogonal
-from dynarep.nets import Net, Spec
-from dynarep.optimisers import Adam
+from dynarep.nets import Net, Spec, even
+from dynarep.optimisers import Adam, restore, saved
 from dynarep.replay import Replay, draw, normal
 from dynarep.sequences import Sequences
 from dynarep.streams import streams
 
 Batch = Mapping[str, Tensor]
 Generators = Sequence[np.random.Generator]
-EVEN = 32  # rows evaluated at a time are a multiple of this, see nets.py on block invariance
 TINY = 1e-6  # deviations below it are taken for 1: nothing varies there
 MOMENTS = ("input_mean", "input_std", "reward_mean", "reward_std", "kl_mean")
 
@@ -115,33 +114,33 @@ class ALM:
     @torch.no_grad()
     def policy(self, z: Tensor) -> Tensor:
         """Return the mean actions, (S, B, a), in latents (S, B, L)."""
-        return self.actor(_even(z))[:, : z.shape[1]].tanh()
+        return self.actor(even(z))[:, : z.shape[1]].tanh()
 
     @torch.no_grad()
     def encode(self, obs: Tensor, target: bool = False) -> Gaussian:
         """Return e(z|s), or ebar(z|s), of observations (S, B, o)."""
         net = self.target_encoder if target else self.encoder
-        return self._encode(net, _even(obs)).rows(slice(obs.shape[1]))
+        return self._encode(net, even(obs)).rows(slice(obs.shape[1]))
 
     @torch.no_grad()
     def predict(self, z: Tensor, action: Tensor) -> Gaussian:
         """Return the model's m(z'|z, a) of latents (S, B, L) and actions (S, B, a)."""
-        return self._predict(_even(z), _even(action)).rows(slice(z.shape[1]))
+        return self._predict(even(z), even(action)).rows(slice(z.shape[1]))
 
     @torch.no_grad()
     def reward(self, z: Tensor, action: Tensor) -> Tensor:
         """Return predicted rewards, (S, B), of latents (S, B, L) and actions (S, B, a)."""
-        return self._reward(_even(z), _even(action))[:, : z.shape[1]] * self.scale
+        return self._reward(even(z), even(action))[:, : z.shape[1]] * self.scale
 
     @torch.no_grad()
     def logit_difference(self, z: Tensor, action: Tensor, next_z: Tensor) -> Tensor:
         """Return what the classifier takes log ebar(z'|s') - log m(z'|z, a) for, (S, B)."""
-        return self._logit(_even(z), _even(action), _even(next_z))[:, : z.shape[1]]
+        return self._logit(even(z), even(action), even(next_z))[:, : z.shape[1]]
 
     @torch.no_grad()
     def values(self, z: Tensor, action: Tensor) -> Tensor:
         """Return both critics' values, (S, 2, B), of latents (S, B, L) and actions (S, B, a)."""
-        return self._values(self.critic, _even(z), _even(action))[..., : z.shape[1]] * self.scale.unsqueeze(-1)
+        return self._values(self.critic, even(z), even(action))[..., : z.shape[1]] * self.scale.unsqueeze(-1)
 
     @torch.no_grad()
     def q(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -419,25 +418,13 @@ class ALM:
 
     def state(self) -> dict[str, Any]:
         """Return everything that learning changes, as a flat dictionary of tensors."""
-        state = {name: net.flat.detach().clone() for name, net in self._nets().items()}
+        state: dict[str, Any] = saved(self._nets(), self._optimisers)
         state |= {name: getattr(self, name).clone() for name in MOMENTS}
-        state["first"] = torch.tensor(-1 if self._first is None else self._first)
-        for name, optimiser in self._optimisers.items():
-            state |= {f"adam/{name}/{key}": value for key, value in optimiser.state().items()}
-        return state
+        return state | {"first": torch.tensor(-1 if self._first is None else self._first)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore `state()`, in place."""
-        for name, net in self._nets().items():
-            net.flat.copy_(state[name])
+        restore(state, self._nets(), self._optimisers)
         for name in MOMENTS:
             getattr(self, name).copy_(state[name])
         self._first = None if int(state["first"]) < 0 else int(state["first"])
-        for name, optimiser in self._optimisers.items():
-            prefix = f"adam/{name}/"
-            optimiser.load({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-
-
-def _even(x: Tensor) -> Tensor:
-    """Pad rows (S, B, d) with zeros to a multiple of `EVEN`."""
-    return F.pad(x, (0, 0, 0, -x.shape[1] % EVEN))

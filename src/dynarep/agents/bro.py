@@ -29,21 +29,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dynarep import process
 from dynarep.agents.squashed import Choice, choose, log_std, one_less_square, policy_slope
 from dynarep.configs.bro import BROConfig
 from dynarep.initialisers import halves, orthogonal
-from dynarep.nets import Net, Spec
+from dynarep.nets import Net, Spec, even
 from dynarep.optimisers import Adam, Scalar, restore, saved
 from dynarep.replay import Replay, draw, normal
 from dynarep.streams import streams
 
 Batch = Mapping[str, Tensor]
 Generators = Sequence[np.random.Generator]
-EVEN = 32  # rows evaluated at a time are a multiple of this, see nets.py on block invariance
 PAIRS = 2**18  # pairs of quantiles compared at a time: 1 MiB, which a core's cache holds
 GAIN = math.sqrt(2.0)  # [code] of every kernel but the log-std head's (1) and the shift's (.01)
 SQUASH_MIDDLE, SQUASH_SLOPE = -1.25, 8.75  # [code] log of optimism and KL weight, between -10 and 7.5
@@ -108,27 +106,27 @@ class BRO:
     @torch.no_grad()
     def explore(self, obs: Tensor, step: int) -> Tensor:
         """Return the optimist's samples (S, a) for one observation per seed, (S, o), at agent step `step`."""
-        own = _even(obs.unsqueeze(1))
-        noise = _even(normal(self._streams("explore", step), (1, self.action_size)))
+        own = even(obs.unsqueeze(1))
+        noise = even(normal(self._streams("explore", step), (1, self.action_size)))
         mean, std = self.optimistic_policy(own) if self.config.optimist else self.policy(own)
         return (mean + std * noise).tanh()[:, 0]
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """Return the conservative actor's noise-free actions, (S, B, a), for observations (S, B, o)."""
-        return self.policy(_even(obs))[0][:, : obs.shape[1]].tanh()
+        return self.policy(even(obs))[0][:, : obs.shape[1]].tanh()
 
     @torch.no_grad()
     def log_prob_sample(self, obs: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
         """Return the conservative actor's samples (S, B, a) and their log-probabilities (S, B)."""
         size = obs.shape[1]
-        chosen = choose(self.actor(_even(obs)), _even(normal(generators, (size, self.action_size))))
+        chosen = choose(self.actor(even(obs)), even(normal(generators, (size, self.action_size))))
         return chosen.action[:, :size], chosen.log_prob[:, :size]
 
     @torch.no_grad()
     def q(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return what the conservative actor climbs, (S, B), of observations (S, B, o) and actions (S, B, a)."""
-        z = self.critic((_even(obs), _even(action)))
+        z = self.critic((even(obs), even(action)))
         return self._blend(z, -self.config.pessimism).mean(-1)[:, : obs.shape[1]]
 
     def policy(self, obs: Tensor) -> tuple[Tensor, Tensor]:
@@ -333,8 +331,3 @@ class BRO:
 
 def _unsquash(value: float) -> float:
     return math.atanh((math.log(value) - SQUASH_MIDDLE) / SQUASH_SLOPE)
-
-
-def _even(x: Tensor) -> Tensor:
-    """Pad rows (S, B, d) with zeros to a multiple of `EVEN`."""
-    return F.pad(x, (0, 0, 0, -x.shape[1] % EVEN))

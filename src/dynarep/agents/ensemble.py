@@ -49,7 +49,7 @@ from dynarep import process
 from dynarep.agents.gaussian import GaussianHead
 from dynarep.configs.mbpo import EnsembleConfig
 from dynarep.initialisers import Initialiser
-from dynarep.nets import Net, Spec
+from dynarep.nets import EVEN, Net, Spec
 from dynarep.optimisers import Adam
 from dynarep.placement import moved
 from dynarep.replay import draw, normal
@@ -60,7 +60,6 @@ Generators = Sequence[np.random.Generator]
 FIELDS = ("obs", "action", "reward", "next_obs")
 STATE = ("elites", "input_mean", "input_std", "target_mean", "target_std")
 ROWS = 512  # rows evaluated at a time; not a function of S, because a row's last bits may depend on it
-EVEN = 32  # the last rows are padded to a multiple of this, see nets.py on block invariance
 TILE = 256  # rows of one elite evaluated at a time, at most: as fast as larger ones
 HOLDOUT_CLIP = 10.0  # of normalised targets, in the holdout metric alone (`ftfl` 3.5)
 

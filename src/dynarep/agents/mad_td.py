@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dynarep import process
@@ -35,7 +34,7 @@ from dynarep.agents.planning import Plan, plan
 from dynarep.configs.mad_td import MadTDConfig
 from dynarep.histogram import HLGauss
 from dynarep.initialisers import uniform_fan_in
-from dynarep.nets import Net, Spec, Tape
+from dynarep.nets import Net, Spec, Tape, even
 from dynarep.optimisers import Adam, restore, saved
 from dynarep.placement import here
 from dynarep.replay import Part, Replay, draw
@@ -43,7 +42,6 @@ from dynarep.streams import streams
 
 Batch = Mapping[str, Tensor]
 Simulate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-EVEN = 32  # rows evaluated at a time are a multiple of this, see nets.py on block invariance
 
 
 class _Choice(NamedTuple):
@@ -130,7 +128,7 @@ class MadTD:
         c, generators = self.config, self._streams("explore", step)
         if c.planner:
             return self._plan(obs.unsqueeze(1), generators).sample[:, 0]
-        action = self.policy(self.encode(_even(obs.unsqueeze(1))))[:, 0]
+        action = self.policy(self.encode(even(obs.unsqueeze(1))))[:, 0]
         normal = np.stack([g.standard_normal(self.action_size, dtype=np.float32) for g in generators])
         noise = (c.exploration_noise * here(normal)).clamp(-c.noise_clip, c.noise_clip)
         return (action + noise).clamp(-1.0, 1.0)
@@ -140,21 +138,21 @@ class MadTD:
         """Return noise-free actions (S, B, a) for observations (S, B, o); the planner's: its elites' mean (ours)."""
         if self.config.planner:
             return self._plan(obs, self._streams("plan")).mean
-        return self.policy(self.encode(_even(obs)))[:, : obs.shape[1]]
+        return self.policy(self.encode(even(obs)))[:, : obs.shape[1]]
 
     @torch.no_grad()
     def q(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return the smaller online critic's values, (S, B), of observations (S, B, o) and actions (S, B, a)."""
-        return self.values(self.critic, self.encode(_even(obs)), _even(action)).amin(1)[:, : obs.shape[1]]
+        return self.values(self.critic, self.encode(even(obs)), even(action)).amin(1)[:, : obs.shape[1]]
 
     def _plan(self, obs: Tensor, generators: Sequence[np.random.Generator]) -> Plan:
         """Search one action for each observation (S, B, o), by values r + gamma Q(z', pi(z')) of model and critics."""
-        states, z = obs.shape[1], self.encode(_even(obs))
+        states, z = obs.shape[1], self.encode(even(obs))
 
         def value(actions: Tensor) -> Tensor:
             count = actions.shape[2]
             start = z[:, :states].unsqueeze(2).expand(-1, -1, count, -1).flatten(1, 2)
-            log_next, reward = self.imagine(_even(start), _even(actions.flatten(1, 2)))
+            log_next, reward = self.imagine(even(start), even(actions.flatten(1, 2)))
             next_z = log_next.exp()
             both = self.values(self.critic, next_z, self.policy(next_z))
             q = {"mean": both.mean(1), "min": both.amin(1), "max": both.amax(1)}[self.config.plan_value]
@@ -338,7 +336,7 @@ class MadTD:
         """
         assert simulate is not None
         next_obs, reward, mask = simulate(rows["index"][:, real:], action)
-        true_z = self.encode(_even(next_obs))[:, : next_obs.shape[1]]
+        true_z = self.encode(even(next_obs))[:, : next_obs.shape[1]]
         goes_on = mask > 0
         return (
             torch.where(goes_on, reward, rows["reward"][:, real:]),
@@ -441,8 +439,3 @@ class MadTD:
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore `state()`, in place."""
         restore(state, self._nets() | {"target": self.target}, self._optimisers)
-
-
-def _even(x: Tensor) -> Tensor:
-    """Pad rows (S, B, d) with zeros to a multiple of `EVEN`."""
-    return F.pad(x, (0, 0, 0, -x.shape[1] % EVEN))

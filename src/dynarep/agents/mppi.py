@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynarep.nets import EVEN, even
 from dynarep.placement import here
 from dynarep.streams import stream
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from dynarep.agents.td_mpc2 import TDMPC2
 
 Generators = Sequence[np.random.Generator]
-EVEN = 32  # rows evaluated at a time are a multiple of this, see nets.py on block invariance
 
 
 class SearchNoise(NamedTuple):
@@ -157,8 +157,3 @@ class Player:
 def pairs(generators: Generators, members: int) -> np.ndarray:
     """Draw two different numbers below `members` with each generator, (S, 2)."""
     return np.stack([g.permutation(members)[:2] for g in generators])
-
-
-def even(x: Tensor) -> Tensor:
-    """Pad rows (S, B, d) with zeros to a multiple of `EVEN`."""
-    return F.pad(x, (0, 0, 0, -x.shape[1] % EVEN))

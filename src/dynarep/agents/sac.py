@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dynarep import process
@@ -32,14 +31,13 @@ from dynarep.agents.squashed import Choice, choose, log_std, policy_slope
 from dynarep.configs import Units
 from dynarep.configs.sac import SACConfig
 from dynarep.initialisers import halves, orthogonal
-from dynarep.nets import Net, Spec, Tape
+from dynarep.nets import Net, Spec, Tape, even
 from dynarep.optimisers import Adam, Scalar, restore, saved
 from dynarep.replay import Replay, draw, normal
 from dynarep.streams import streams
 
 Batch = Mapping[str, Tensor]
 Generators = Sequence[np.random.Generator]
-EVEN = 32  # rows evaluated at a time are a multiple of this, see nets.py on block invariance
 LAYER_NORM = 1e-6  # [code] Flax's default epsilon
 OWN = Units()  # the environment reports in the task's own units
 GAIN = math.sqrt(2.0)  # [code] of every kernel but the log-std head's, which has 1
@@ -102,14 +100,14 @@ class SAC:
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """Return noise-free actions tanh(mean), (S, B, a), for observations (S, B, o)."""
-        return self.policy(_even(_own(obs, self.units.obs)))[0][:, : obs.shape[1]].tanh()
+        return self.policy(even(_own(obs, self.units.obs)))[0][:, : obs.shape[1]].tanh()
 
     @torch.no_grad()
     def log_prob_sample(self, obs: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
         """Return sampled actions (S, B, a) and their log-probabilities (S, B) for observations (S, B, o)."""
         size = obs.shape[1]
-        own = _even(_own(obs, self.units.obs))
-        action, log_prob = self.sample(own, _even(normal(generators, (size, self.action_size))))
+        own = even(_own(obs, self.units.obs))
+        action, log_prob = self.sample(own, even(normal(generators, (size, self.action_size))))
         return action[:, :size], log_prob[:, :size]
 
     @torch.no_grad()
@@ -118,7 +116,7 @@ class SAC:
 
         In units of the reported reward.
         """
-        values = self.values(self.critic, _even(_own(obs, self.units.obs)), _even(action))
+        values = self.values(self.critic, even(_own(obs, self.units.obs)), even(action))
         return self._reported(values.amin(1)[:, : obs.shape[1]])
 
     def _reported(self, value: Tensor) -> Tensor:
@@ -286,8 +284,3 @@ class SAC:
 def _own(x: Tensor, unit: float) -> Tensor:
     """What is reported -> in own units."""
     return x if unit == 1.0 else x * (1.0 / unit)
-
-
-def _even(x: Tensor) -> Tensor:
-    """Pad rows (S, B, d) with zeros to a multiple of `EVEN`."""
-    return F.pad(x, (0, 0, 0, -x.shape[1] % EVEN))

@@ -31,10 +31,9 @@ from torch import Tensor
 from dynarep import process
 from dynarep.agents.ensemble import Ensemble, Generators, Prediction
 from dynarep.configs.mbpo import MBPOConfig
+from dynarep.nets import EVEN
 from dynarep.placement import here, moved
 from dynarep.replay import Replay, draw
-
-EVEN = 32  # rows are padded to a multiple of this, see nets.py on block invariance
 
 
 class Choice(NamedTuple):

@@ -32,11 +32,11 @@ from torch import Tensor
 
 from dynarep import process
 from dynarep.activations import mish, simnorm
-from dynarep.agents.mppi import Planner, Player, even, pairs
+from dynarep.agents.mppi import Planner, Player, pairs
 from dynarep.agents.squashed import log_std
 from dynarep.configs.td_mpc2 import TDMPC2Config
 from dynarep.initialisers import Initialiser
-from dynarep.nets import Net, Spec
+from dynarep.nets import Net, Spec, even
 from dynarep.optimisers import Adam, restore, saved
 from dynarep.placement import here
 from dynarep.replay import Replay, draw_slices

@@ -15,12 +15,7 @@ class TDMPC2Config(AgentConfig):
     name = "td_mpc2"
     implementation = "dynarep.agents.td_mpc2:TDMPC2"
     in_episodes = True
-    budget = frozenset(
-        {
-            "encoder_width", "width", "latent", "batch_size", "plan_iterations", "plan_samples", "plan_elites",
-            "plan_priors",
-        }
-    )  # fmt: skip
+    budget = frozenset({"encoder_width", "width", "latent", "batch_size", "plan_samples", "plan_elites", "plan_priors"})
 
     # data
     updates_per_step: int = hp(1, "[code] per agent step", ge=1)

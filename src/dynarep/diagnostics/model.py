@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynarep.agents.ensemble import EVEN, Batch, Ensemble, Generators
+from dynarep.agents.ensemble import Batch, Ensemble, Generators
+from dynarep.nets import EVEN
 from dynarep.placement import host
 
 INFLATED = 1.2  # ours: a sampled dimension with this many times the real variance counts as inflated

@@ -25,6 +25,7 @@ from dynarep.configs.latent_fit import LatentFitConfig
 from dynarep.diagnostics import aligned
 from dynarep.diagnostics.critic import Episode
 from dynarep.envs import EnvError
+from dynarep.nets import EVEN
 from dynarep.placement import host
 from dynarep.protocols import Metrics, Protocol
 from dynarep.protocols.collect import FIELDS as STORED
@@ -32,7 +33,6 @@ from dynarep.protocols.collect import Transitions, collect
 from dynarep.replay import Replay, spread
 from dynarep.streams import stream
 
-EVEN = 32  # rows evaluated together are a multiple of this, see nets.py on block invariance
 BLOCK = 50  # updates of one `advance`
 SEQUENCES = 512  # ours: of held-out episodes, for what is measured along three steps
 BATCHES = 8  # ours: minibatches whose gradients are looked at

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from dynarep import envs
-from dynarep.agents.ensemble import EVEN, FIELDS, Ensemble
+from dynarep.agents.ensemble import FIELDS, Ensemble
 from dynarep.configs import AgentConfig, EnvironmentConfig, ProtocolConfig
 from dynarep.configs.mbpo import EnsembleConfig
 from dynarep.configs.model_fit import ModelFitConfig
 from dynarep.diagnostics import model
+from dynarep.nets import EVEN
 from dynarep.placement import here
 from dynarep.protocols import Metrics, Protocol
 from dynarep.protocols.collect import collect

@@ -29,6 +29,7 @@ from dynarep.configs.mbpo import MBPOConfig
 from dynarep.configs.policy_evaluation import PolicyEvaluationConfig
 from dynarep.diagnostics.critic import Episode, returns_to_go, values
 from dynarep.diagnostics.model import report
+from dynarep.nets import EVEN
 from dynarep.optimisers import Adam
 from dynarep.placement import here
 from dynarep.protocols import Metrics, Protocol
@@ -37,7 +38,6 @@ from dynarep.replay import Replay, draw
 from dynarep.streams import stream
 from dynarep.terminations import termination
 
-EVEN = 32  # rows evaluated together are a multiple of this, see nets.py on block invariance
 BLOCK = 50  # critic updates of one `advance`
 FIELDS = ("obs", "action", "reward", "next_obs")
 OF_THE_MODEL = ("reward/nmse", "inflation/share")
