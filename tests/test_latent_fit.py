@@ -89,6 +89,12 @@ def test_a_probe_reads_what_the_latent_kept_and_says_what_it_dropped():
     assert units["mean"] == pytest.approx(found["mean"], abs=1e-6)
 
 
+def test_a_probe_is_judged_where_states_are_others_than_in_training():
+    s = np.random.default_rng(2).standard_normal((600, 2))
+    s[300:] += 3.0
+    assert aligned.probe(2 * s[:300], s[:300], 2 * s[300:], s[300:])["worst"] == pytest.approx(1.0, abs=1e-3)
+
+
 def test_a_probe_that_fits_by_heart_is_found_out():
     generator = np.random.default_rng(1)
     noise, s = generator.standard_normal((60, 40)), generator.standard_normal((60, 3))

@@ -237,7 +237,7 @@ def gradients(batches: Sequence[Mapping[str, Tensor]]) -> Found:
     """Turn norms (S,) of the encoder's gradient by each term of the loss, of several minibatches, into shares.
 
     Of the sum of norms, each averaged over minibatches. `total` is the average norm of the whole gradient, before
-    clipping: terms may point in different directions.
+    clipping: terms may point in different directions. Without an encoder (arm O) there are no shares: NaN.
     """
     norms = {name: np.mean([host(own[name]) for own in batches], axis=0, dtype=np.float64) for name in batches[0]}
     terms = {name: norms[name] for name in ("kl", "reward", "value")}
