@@ -136,6 +136,9 @@ def test_quantiles_settle_where_the_huber_losses_of_a_noisy_reward_do():
 def test_all_steps_follow_the_derivatives_of_the_losses_as_autograd_finds_them(settings, monkeypatch):
     seeds = [0, 1]
     agent = spread(build(seeds, initial_temperature=0.3, **settings))
+    last = 1 + 2 * agent.config.actor_blocks
+    agent.actor.parameter(f"/{last}.kernel")[..., ACTION:] *= 0.1
+    agent.actor.parameter(f"/{last}.bias")[..., ACTION:] = 0.7  # deviations near 1: the KL does not outweigh the values
     rows, noise, pess, alpha = transitions(seeds), noise_of(seeds), agent.config.pessimism, agent.temperature
     steps = {}
     for name, optimiser in agent._optimisers.items():
