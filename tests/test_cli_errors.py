@@ -330,7 +330,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     ),
     "key of a contrast's side": (
         misspell(R1, "claims.0.contrast.of.variant", "varaint"), PLAN,
-        [R1, "claims.0.contrast.of.varaint: unknown key", "'variant'?", "Allowed: at_frame, metric, task, variant, worst"],
+        [R1, "claims.0.contrast.of.varaint: unknown key", "'variant'?", "Allowed: at_frame, metric, task, variant"],
     ),
     "key of a panel": (
         misspell(R1, "figure.panels.0.scale", "scael"), PLAN,
