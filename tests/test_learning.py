@@ -7,8 +7,8 @@ rl_with_resets (MIT licence), action repeat 1, the same code family and constant
 or a temperature that does not move leave the return near the random policy's, far below the lowest of those seeds.
 
 MAD-TD at an eighth of its width and batch has nothing published to compare with: it must leave the random policy
-behind. TD-MPC2 at an eighth of its widths must reach what DHMBPO's repository says of eight seeds of the full one, BRO at
-an eighth of its critics' width what SimBa's repository (Apache-2.0) says of ten seeds of BRO at UTD 2.
+behind. TD-MPC2 at an eighth of its widths must reach what DHMBPO's repository says of eight seeds of the full one; BRO
+at an eighth of its critics' width what SimBa's repository (Apache-2.0) says of ten seeds of BRO at UTD 2.
 """
 
 import numpy as np
