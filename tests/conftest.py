@@ -1,4 +1,4 @@
-"""Shared fixtures: a home of their own for tests that write, and one thread, as every job has."""
+"""Shared fixtures: a home of their own for tests that write; one thread, as every job has; the same random numbers."""
 
 import shutil
 from pathlib import Path
@@ -26,10 +26,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _one_thread_and_the_same_numbers() -> None:
+    """What a test draws without a generator of its own must not depend on the tests before it."""
     import torch
 
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

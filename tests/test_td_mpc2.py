@@ -287,7 +287,7 @@ def test_evaluations_noise_is_that_of_seed_evaluation_episode_and_step():
     again = agent.player(10).act(obs, *places)
     other = [agent.player(11).act(obs, *places), agent.player(10).act(obs, places[0] + 1, places[1])]
     assert torch.equal(again, together)
-    assert all((actions != together).all() for actions in other)
+    assert all((actions != together).any(-1).all() for actions in other)  # an action can be clipped twice
 
 
 def test_what_is_found_gets_noise_in_training_alone():
