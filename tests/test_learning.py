@@ -7,8 +7,8 @@ rl_with_resets (MIT licence), action repeat 1, the same code family and constant
 or a temperature that does not move leave the return near the random policy's, far below the lowest of those seeds.
 
 MAD-TD at an eighth of its width and batch has nothing published to compare with: it must leave the random policy
-behind. TD-MPC2 and BRO at an eighth of their widths must overlap with the seeds that one repository publishes of each, at
-the frames planned before anything was run: their best of three reaches its worst.
+behind. TD-MPC2 and BRO at an eighth of their widths must overlap with the seeds that one repository publishes of each,
+at the frames planned before anything was run: their best of three reaches its worst.
 """
 
 import numpy as np
