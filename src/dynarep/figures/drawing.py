@@ -82,6 +82,7 @@ def figure(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
     shape: dict[str, Any] = {"gridspec_kw": {"height_ratios": np.repeat(heights, bands)}} if wide else {}
     image, grid = plt.subplots(bands * len(panels), columns, figsize=size, squeeze=False, layout="constrained", **shape)
     titled = min((band for band, (index, _) in enumerate(panels) if index not in wide), default=None)
+    longest = SHORT
     for band, (index, panel) in enumerate(panels):
         rows = grid[band * bands : (band + 1) * bands]
         places = rows.flat
@@ -110,6 +111,9 @@ def figure(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
             legend |= dict(zip(labels, handles, strict=True))
         where = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
         grid[band * bands, -1].legend(legend.values(), legend.keys(), **where)
+        longest = max([longest, *map(len, legend)])
+    if not wide:  # else there is room for the longest line of a scatter's or a suite's
+        image.set_figwidth(size[0] + LETTER * (longest - SHORT))
     inches = image.get_figwidth()
     title = textwrap.fill(f"{experiment.spec.id}: {experiment.spec.title}", int(inches * 10))
     image.suptitle(title, fontsize=11, weight="bold")
