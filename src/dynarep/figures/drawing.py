@@ -118,8 +118,8 @@ def figure(experiment: Experiment, data: pd.DataFrame, note: str) -> Any:
     title = textwrap.fill(f"{experiment.spec.id}: {experiment.spec.title}", int(inches * 10))
     image.suptitle(title, fontsize=11, weight="bold")
     image.supxlabel(textwrap.fill(note, int(inches * 15)), fontsize=7.5, color="0.3", x=0.01, ha="left")
-    image.draw_without_rendering()
-    image.set_layout_engine("none")  # the layout that was just made holds for all formats
+    image.get_layout_engine().execute(image)
+    image.set_layout_engine(None)  # the layout that was just made holds for all formats; "none" would draw each twice
     for ax in image.axes:
         # Its solver adds in the order of memory addresses: last bits differ, and what an SVG names after them.
         ax.set_position(np.round(ax.get_position(original=True).bounds, PLACES))
