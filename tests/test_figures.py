@@ -105,6 +105,27 @@ def test_an_altered_run_is_not_drawn(drawn):
         figures.table(experiment, tier, folder / "runs")
 
 
+EXTREME = [1e308, -1e308, 1e100, -1e-100, 5e-324, math.nan, math.inf, -math.inf, 0.0, 1.0]
+
+
+@pytest.mark.filterwarnings("ignore:Attempt to set non-positive", "ignore::RuntimeWarning")  # they go on
+@pytest.mark.parametrize("name", ["R1", "C", "trial"])
+def test_runs_of_any_numbers_can_be_drawn(new_home, tmp_path, name):
+    """Runs may come from anybody; what matplotlib cannot place is no number of a run (`records.LARGEST`)."""
+    experiment = synthetic.trial(new_home) if name == "trial" else find(load_all(), name)
+    random = np.random.default_rng(0)
+    write_runs(experiment, "smoke", tmp_path / "runs", lambda *_: float(random.choice(EXTREME)))
+    data = shown(experiment, "smoke", tmp_path)
+    with drawing.style("test"):
+        assert drawing.render(drawing.figure(experiment, data, "note"), "svg").startswith(b"<?xml")
+
+
+def test_seeds_hundreds_of_orders_of_magnitude_apart_have_an_open_interval():
+    found = points.mean_interval(np.array([1e-100, 1e100]), log=True)
+    assert found["estimate"] == pytest.approx(1)
+    assert (found["low"], found["high"]) == (0, math.inf)
+
+
 # -- panels -------------------------------------------------------------------------------------------------------
 
 

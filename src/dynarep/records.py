@@ -34,6 +34,7 @@ from dynarep.hashing import identity
 METRICS, MANIFEST = "metrics.csv", "manifest.json"
 DEPTH = 4  # of a run's folder below the folder of runs
 COLUMNS = ["agent_step", "frame", "update", "metric", "value"]
+LARGEST = 1e100  # ours: float32 and its squares stay below; sums and squares of what is above would overflow
 LONGEST = 100  # characters of a cell: an array of text is as wide as its widest one
 MACHINE = ("device", "threads", "kernels", "mkl", "compiled", "tf32", "deterministic")  # what decides last bits
 VERSIONED = ("torch", "numpy", "scipy", "mujoco", "dm-control", "gymnasium", "metaworld", "pandas", "snakemake")
@@ -169,7 +170,10 @@ def read(folder: Path, config: RunConfig, seed: int) -> RunRecord:
 
 
 def _columns(data: bytes) -> dict[str, np.ndarray]:
-    """Parse metrics.csv; ValueError or csv.Error for anything but a table of numbers, and names of metrics."""
+    """Parse metrics.csv; ValueError or csv.Error for anything but a table of numbers, and names of metrics.
+
+    Values beyond `LARGEST` are infinite: whoever has them has diverged.
+    """
     header, *rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True)) or [[]]
     if header != COLUMNS:
         raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
@@ -179,7 +183,10 @@ def _columns(data: bytes) -> dict[str, np.ndarray]:
         if len(row) != len(COLUMNS) or max(map(len, row)) > LONGEST:
             raise ValueError(f"line {line} is not {len(COLUMNS)} cells of at most {LONGEST} characters")
     columns = dict(zip(COLUMNS, map(np.array, zip(*rows, strict=True)), strict=True))
-    return {name: found if name == "metric" else found.astype(np.float64) for name, found in columns.items()}
+    parsed = {name: found if name == "metric" else found.astype(np.float64) for name, found in columns.items()}
+    value = parsed["value"]
+    value[np.abs(value) > LARGEST] *= np.inf
+    return parsed
 
 
 def _again(folder: Path) -> str:

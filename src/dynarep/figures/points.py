@@ -91,8 +91,16 @@ def mean_interval(values: np.ndarray, log: bool) -> dict[str, Any]:
         if len(scaled) > 1
         else 0.0
     )
-    back = math.exp if log else float
+    back = _exp if log else float
     return {"estimate": back(mean), "low": back(mean - half), "high": back(mean + half), "n": len(values)}
+
+
+def _exp(value: float) -> float:
+    """Return e to the value; infinity where that is no number, as of seeds hundreds of orders of magnitude apart."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _curves(panel: Panel, found: Runs, dose: float | None) -> Iterator[dict[str, Any]]:
