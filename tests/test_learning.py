@@ -77,7 +77,7 @@ TD_MPC2 = {"cartpole-swingup": [790, 868, 860], "finger-spin": [986, 937, 920]}
             "finger-spin",
             marks=pytest.mark.xfail(
                 strict=True,
-                reason="761 to 764. Not the width alone: four times as wide, a seed had 443 at 50 000 frames",
+                reason="761 to 764 when last run; why is not known (README, deviations)",
             ),
         ),
     ],
